@@ -1,0 +1,5 @@
+"""`python -m glmplan`."""
+
+from glmplan.cli.app import main
+
+main()

@@ -1,0 +1,51 @@
+"""Plans as files: written whole or not at all, read back with every problem as a sentence."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from glmplan.errors import UsageError
+from glmplan.facts.model_config import first_problem, read_json
+from glmplan.planning.plan import Plan
+
+
+def check_writable(path: Path, force: bool) -> None:
+    """Refuse early: an existing file without --force, or a folder that is not there."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder.", "Name a file.")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already.", "Choose another name, or add --force to overwrite it.")
+    if not path.resolve().parent.is_dir():
+        raise UsageError(f"The folder {path.resolve().parent} does not exist.", "Create it first.")
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write the plan beside its place and move it there, so that a crash leaves the old file."""
+    handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(plan.model_dump_json(indent=1) + "\n")
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_plan(path: Path) -> Plan:
+    """A saved plan; a file of another version or shape is refused."""
+    raw = read_json(path)
+    version = raw.get("schema_version")
+    if version != 1:
+        raise UsageError(
+            f"{path} has schema_version {version!r}; this glmplan reads 1.", "Save the plan again with glmplan size --save."
+        )
+    try:
+        return Plan.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError(
+            f"{path} is not a glmplan plan: {first_problem(error)}.", "Save it again with glmplan size --save."
+        ) from None

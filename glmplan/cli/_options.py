@@ -1,0 +1,109 @@
+"""The options that `size` and `launch` share, declared once, and what they mean together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+HARDWARE, MODEL, LOAD, LAYOUT = "Hardware", "Model and engine", "Load", "Layout"
+
+
+@dataclass(frozen=True)
+class PlanningOptions:
+    """What was typed. None is 'not given'."""
+
+    gpus: Annotated[
+        str | None, typer.Option(help='GPUs as words: "24x rtx-4090-48g", groups joined with +.', rich_help_panel=HARDWARE)
+    ] = None
+    nodes: Annotated[int | None, typer.Option(help="Hosts that --gpus are spread over.", rich_help_panel=HARDWARE)] = None
+    gpus_per_node: Annotated[
+        int | None, typer.Option(help="GPUs on one host, where it is not the usual count.", rich_help_panel=HARDWARE)
+    ] = None
+    gpu: Annotated[
+        str | None, typer.Option(help="A GPU without a count: answers with the smallest count.", rich_help_panel=HARDWARE)
+    ] = None
+    inventory: Annotated[
+        Path | None, typer.Option(help="Hosts and GPUs from a TOML file.", rich_help_panel=HARDWARE)
+    ] = None
+    profile: Annotated[
+        list[Path] | None, typer.Option(help="A GPU profile of your own (TOML); may be repeated.", rich_help_panel=HARDWARE)
+    ] = None
+    model: Annotated[str, typer.Option(help="glm-5.2, glm-5.1 or glm-5.", rich_help_panel=MODEL)] = "glm-5.2"
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="fp8 (default), bf16, nvfp4, w4afp8, awq-int4, mxfp4 or a variant.", rich_help_panel=MODEL),
+    ] = None
+    model_config: Annotated[
+        Path | None, typer.Option(help="Any glm_moe_dsa config.json instead of a profile.", rich_help_panel=MODEL)
+    ] = None
+    model_path: Annotated[
+        Path | None, typer.Option(help="A checkpoint folder here: true tensor bytes are used.", rich_help_panel=MODEL)
+    ] = None
+    served_model: Annotated[
+        str | None, typer.Option(help="What the nodes load: a path there, or a repository.", rich_help_panel=MODEL)
+    ] = None
+    engine: Annotated[
+        str, typer.Option(help="sglang (newest), sglang-0.5.13.post1, vllm, or a patched build.", rich_help_panel=MODEL)
+    ] = "sglang"
+    context: Annotated[
+        str | None,
+        typer.Option(help="Tokens of one request (131072, 128k, 1M). Default: the longest that fits.", rich_help_panel=LOAD),
+    ] = None
+    concurrency: Annotated[int, typer.Option(help="Requests of that length at once.", rich_help_panel=LOAD)] = 1
+    kv_dtype: Annotated[str, typer.Option(help="auto, fp8, bf16 or a format's id.", rich_help_panel=LOAD)] = "auto"
+    mtp: Annotated[
+        str, typer.Option(help="Multi-token prediction: off, on, or draft steps (1 to 8).", rich_help_panel=LOAD)
+    ] = "off"
+    mem_fraction: Annotated[
+        float | None, typer.Option(help="The engine's memory fraction, instead of the planned one.", rich_help_panel=LOAD)
+    ] = None
+    chunk: Annotated[int | None, typer.Option(help="Prefill chunk in tokens.", rich_help_panel=LOAD)] = None
+    graph_max_bs: Annotated[
+        int | None, typer.Option(help="Largest batch captured in CUDA graphs; 0 for none.", rich_help_panel=LOAD)
+    ] = None
+    pin: Annotated[
+        str | None,
+        typer.Option(help="Fix sizes: tp=8,pp=3 (also dp, ep, dcp, nodes, stages=26/26/26).", rich_help_panel=LAYOUT),
+    ] = None
+    objective: Annotated[
+        str, typer.Option(help="fewest-gpus, latency or kv-tokens.", rich_help_panel=LAYOUT)
+    ] = "fewest-gpus"
+    allow_cross_node_tp: Annotated[
+        bool, typer.Option("--allow-cross-node-tp", help="Let one TP group span hosts.", rich_help_panel=LAYOUT)
+    ] = False
+    allow_pipeline_mtp: Annotated[
+        bool, typer.Option("--allow-pipeline-mtp", help="MTP with a pipeline, where it is experimental.", rich_help_panel=LAYOUT)
+    ] = False
+
+
+def takes_planning_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command `options: PlanningOptions` as its first parameter, spelled out as options of its own."""
+
+    @wraps(command)
+    def wrapper(**values: Any) -> None:
+        own = {name: values.pop(name) for name in list(values) if name not in names}
+        command(PlanningOptions(**values), **own)
+
+    shared = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for f in fields(PlanningOptions)
+    ]
+    names = {parameter.name for parameter in shared}
+    hints = inspect.get_annotations(PlanningOptions, eval_str=True)
+    own_hints = inspect.get_annotations(command, eval_str=True)
+    own_parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name != "options"
+    ]
+    signature = inspect.Signature([p.replace(annotation=hints[p.name]) for p in shared] + own_parameters)
+    wrapper.__signature__ = signature  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {**hints, **{n: h for n, h in own_hints.items() if n not in ("options", "return")}}
+    del wrapper.__wrapped__  # type: ignore[attr-defined]
+    return wrapper

@@ -1,0 +1,47 @@
+"""The entry file: it registers commands and turns errors into sentences and exit codes."""
+
+from __future__ import annotations
+
+import typer
+
+from glmplan import __version__
+from glmplan.cli import launch, probe, size
+from glmplan.cli._errors import exit_code_of, report
+
+app = typer.Typer(
+    name="glmplan",
+    help="Size, plan and launch GLM-5.2 on the GPUs you have.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("size", epilog=size.EXAMPLES)(size.size)
+app.command("launch", epilog=launch.EXAMPLES)(launch.launch)
+app.command("probe", epilog=probe.EXAMPLES)(probe.probe)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"glmplan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Size, plan and launch GLM-5.2 on the GPUs you have."""
+
+
+def main() -> None:
+    """Run the program; every error becomes one sentence and an exit code."""
+    try:
+        app()
+    except Exception as error:
+        code = exit_code_of(error)
+        if code is None:
+            raise
+        report(error)
+        raise SystemExit(code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

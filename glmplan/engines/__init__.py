@@ -1,0 +1,1 @@
+"""How a server is started: a plan becomes one argv and one environment per node. Pure."""

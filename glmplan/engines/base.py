@@ -1,0 +1,67 @@
+"""The command of one node, and the one place where commands are quoted.
+
+Commands are data: argv lists and environment dicts. `render` makes shell text for people to read and paste.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from glmplan.errors import UsageError
+from glmplan.facts.base import Frozen
+from glmplan.planning.plan import Plan, PlanNode
+
+
+class NodeCommand(Frozen):
+    """What one node runs. `environment` holds only what glmplan sets; no secret is ever in it."""
+
+    node_rank: int
+    host: str
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where the server listens. The HTTP address is loopback unless the user names another."""
+
+    http_host: str = "127.0.0.1"
+    http_port: int = 30000
+    rendezvous_port: int = 20000
+
+    def __post_init__(self) -> None:
+        for name in ("http_port", "rendezvous_port"):
+            port = getattr(self, name)
+            if not 1 <= port <= 65535:
+                raise UsageError(f"The {name.replace('_', ' ')} {port} is not between 1 and 65535.", "Choose another.")
+        if self.http_port == self.rendezvous_port:
+            raise UsageError(f"HTTP and rendezvous both use port {self.http_port}.", "Give them different ports.")
+
+
+def head_address(plan: Plan) -> str:
+    """What other nodes connect to: loopback on one node, else the head's address or its host name."""
+    if plan.layout.nodes == 1:
+        return "127.0.0.1"
+    return plan.nodes[0].address or plan.nodes[0].host
+
+
+def visible_devices(node: PlanNode) -> dict[str, str]:
+    """CUDA_VISIBLE_DEVICES where the plan uses part of a node's GPUs, or another order than the driver's."""
+    indexes = list(node.gpu_indexes)
+    if node.all_gpus_used and indexes == sorted(indexes):
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, indexes)), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def render(command: NodeCommand) -> str:
+    """Shell text of a command, one option a line."""
+    lines = [f"{name}={shlex.quote(value)}" for name, value in sorted(command.environment.items())]
+    words = [shlex.quote(word) for word in command.argv]
+    options: list[str] = []
+    for word in words:
+        if word.startswith("--") or not options:
+            options.append(word)
+        else:
+            options[-1] += f" {word}"
+    return " \\\n  ".join([*lines, *options])

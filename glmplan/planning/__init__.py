@@ -1,0 +1,1 @@
+"""What fits and in which layout. Pure: the same facts and request give the same plan."""

@@ -1,0 +1,53 @@
+"""What would make a request fit: each suggestion was searched and does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from glmplan.errors import GlmplanError
+from glmplan.facts.host import Host, Inventory
+from glmplan.planning.request import Request, Target
+from glmplan.planning.search import Found, largest_context, search
+
+MOST_NODES = 64
+
+
+def more_nodes(inventory: Inventory, count: int) -> Inventory:
+    """The inventory with `count` hosts: its own, then idle copies of its last one."""
+    hosts = list(inventory.hosts[:count])
+    model = inventory.hosts[-1]
+    idle = tuple(gpu.model_copy(update={"memory_in_use_bytes": 0}) for gpu in model.gpus)
+    while len(hosts) < count:
+        hosts.append(Host(name=f"{model.name}-{len(hosts)}", gpus=idle))
+    return Inventory(origin=inventory.origin, hosts=tuple(hosts))
+
+
+def suggestions(inventory: Inventory, found: Found, others: Iterable[Target]) -> Iterator[str]:
+    """Sentences, nearest change first: a shorter context, another checkpoint, more nodes."""
+    nearest = found.nearest
+    if nearest is None:
+        return
+    target, request = nearest.candidate.target, found.request
+    context = largest_context(nearest.candidate, request.concurrency)
+    if context >= 2048:
+        yield f"--context {context} fits these GPUs as {nearest.candidate.layout}."
+    for other in others:
+        fits = _fits(inventory, other, request)
+        if fits is not None:
+            yield f"--checkpoint {other.checkpoint_name} fits these GPUs as {fits}."
+    have = len(inventory.hosts)
+    for count in range(have + 1, MOST_NODES + 1):
+        fits = _fits(more_nodes(inventory, count), target, replace(request, pins=replace(request.pins, nodes=count)))
+        if fits is not None:
+            per_node = len(inventory.hosts[-1].gpus)
+            yield f"{count - have} more nodes of {per_node} such GPUs ({count} in all) fit it as {fits}."
+            return
+
+
+def _fits(inventory: Inventory, target: Target, request: Request) -> str | None:
+    try:
+        best = search(inventory, target, request).best
+    except GlmplanError:
+        return None
+    return None if best is None else str(best.candidate.layout)
