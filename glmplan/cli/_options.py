@@ -98,7 +98,7 @@ def takes_planning_options(command: Callable[..., None]) -> Callable[..., None]:
     hints = inspect.get_annotations(PlanningOptions, eval_str=True)
     own_hints = inspect.get_annotations(command, eval_str=True)
     own_parameters = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=own_hints[name])
         for name, parameter in inspect.signature(command).parameters.items()
         if name != "options"
     ]

@@ -69,11 +69,11 @@ def print_plan(out: Console, plan: Plan) -> None:
     _worst_bar(out, plan)
     _port_table(out, plan)
     for warning in plan.warnings:
-        out.print(f"[yellow]note[/] {escape(warning)}")
+        out.print(f"[yellow]note[/] {escape(warning)}", soft_wrap=True)
     if plan.advice:
         out.print("\n[bold]What would fit[/]")
         for sentence in plan.advice:
-            out.print(f"  • {escape(sentence)}")
+            out.print(f"  • {escape(sentence)}", soft_wrap=True)
     elif not plan.fits:
         out.print("\nNothing near would fit: neither another checkpoint nor up to 64 such nodes.")
 
@@ -94,16 +94,20 @@ def _headline(out: Console, plan: Plan) -> None:
         if size > 1
     ]
     layout = " x ".join([f"TP{plan.layout.tp_size}", f"PP{plan.layout.pp_size}", *extras])
-    stages = ", ".join(map(str, plan.layout.stages))
+    stages = f"{', '.join(map(str, plan.layout.stages))} layers"
+    stages = f"stages of {stages}" if plan.layout.pp_size > 1 else f"one stage of {stages}"
     if plan.fits:
-        out.print(f"[bold green]It fits[/] as [bold]{layout}[/], stages of {stages} layers.\n")
+        count = f"{plan.smallest_count} GPUs are the fewest that carry it" if plan.smallest_count else "It fits"
+        out.print(f"[bold green]{count}[/], as [bold]{layout}[/], {stages}.\n")
         return
     rank = worst(plan)
+    if rank.shortfall_bytes == 0:
+        out.print(f"[bold red]It does not fit.[/] {escape(plan.summary)}.\n", soft_wrap=True)
+        return
     out.print(
-        f"[bold red]It does not fit.[/] The nearest layout is {layout}, stages of {stages} layers: pp_rank "
-        f"{rank.pp_rank} lacks {format_bytes(rank.shortfall_bytes)} ({rank.shortfall_bytes:,} bytes) on every rank.\n"
-        if rank.shortfall_bytes
-        else f"[bold red]It does not fit.[/] {escape(plan.summary)}.\n"
+        f"[bold red]It does not fit.[/] The nearest layout is {layout}, {stages}: pp_rank {rank.pp_rank} lacks "
+        f"{format_bytes(rank.shortfall_bytes)} ({rank.shortfall_bytes:,} bytes) a rank.\n",
+        soft_wrap=True,
     )
 
 
@@ -127,7 +131,7 @@ def _stage_table(out: Console, plan: Plan) -> None:
     for name, justify in (
         ("pp_rank", "right"), ("host", "left"), ("layers", "left"), ("begins on", "left"), ("weights", "right"),
         ("KV cache", "right"), ("runtime", "right"), ("margin", "right"), ("total", "right"), ("capacity", "right"),
-        ("short", "right"),
+        *(() if plan.fits else (("short", "right"),)),
     ):  # fmt: skip
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for stage in plan.stages:
@@ -145,7 +149,7 @@ def _stage_table(out: Console, plan: Plan) -> None:
             format_bytes(sums["margin"]),
             format_bytes(rank.total_bytes),
             format_bytes(rank.capacity_bytes),
-            format_bytes(rank.shortfall_bytes) if rank.shortfall_bytes else "-",
+            *(() if plan.fits else (format_bytes(rank.shortfall_bytes) if rank.shortfall_bytes else "-",)),
         )
     out.print("[bold]Memory of the fullest rank of each stage[/]")
     out.print(table)

@@ -14,7 +14,6 @@ from glmplan.facts.engine_profile import EngineProfile
 from glmplan.facts.host import Inventory
 from glmplan.facts.inventory import declared_inventory, default_inventory, read_inventory
 from glmplan.facts.profiles import add_gpu_profile, engine_profile, gpu_profile, gpu_profiles, model_profile
-from glmplan.planning.advice import suggestions
 from glmplan.planning.build import Context, build_plan
 from glmplan.planning.plan import Plan
 from glmplan.planning.request import OBJECTIVES, Objective, Pins, Request, Target
@@ -34,10 +33,14 @@ class Inputs:
     loaded: Loaded
     request: Request
     contexts: tuple[int, ...]
+    with_changes: bool
 
 
-def make_plan(options: PlanningOptions) -> Plan:
-    """Resolve the options and plan; a layout that does not fit is a plan with `fits` false."""
+def make_plan(options: PlanningOptions, with_changes: bool = True) -> Plan:
+    """Resolve the options and plan; a layout that does not fit is a plan with `fits` false.
+
+    `with_changes` also works out, for every layout not chosen, what would make it fit.
+    """
     for path in options.profile or []:
         add_gpu_profile(path)
     engine = engine_profile(options.engine)
@@ -45,8 +48,8 @@ def make_plan(options: PlanningOptions) -> Plan:
     request = _request(options, loaded.target, engine)
     contexts = _contexts(options, loaded.target, request)
     if options.gpu is not None:
-        return _count(options, Inputs(declared_inventory(f"1x {options.gpu}", 1, 1), loaded, request, contexts))
-    return _plan(options, Inputs(find_inventory(options), loaded, request, contexts))
+        return _count(options, Inputs(declared_inventory(f"1x {options.gpu}", 1, 1), loaded, request, contexts, with_changes))
+    return _plan(options, Inputs(find_inventory(options), loaded, request, contexts, with_changes))
 
 
 def find_inventory(options: PlanningOptions) -> Inventory:
@@ -63,7 +66,7 @@ def find_inventory(options: PlanningOptions) -> Inventory:
     from glmplan.probe.nvml import NoDriverError, probe_local
 
     try:
-        return Inventory(origin="probe", hosts=(probe_local(list(gpu_profiles())),))
+        return Inventory(origin="probe", hosts=(probe_local(gpu_profiles()),))
     except NoDriverError as error:
         print(
             f"glmplan: {error.message} Sizing the embedded default instead: 3 nodes of 8 RTX 4090 48 GB.",
@@ -203,8 +206,10 @@ def _plan(options: PlanningOptions, inputs: Inputs) -> Plan:
     _require_seated(found)
     advice: tuple[str, ...] = ()
     if found.best is None:
+        from glmplan.planning.advice import suggestions
+
         advice = tuple(suggestions(inputs.inventory, found, _other_targets(options, inputs.loaded.target)))
-    context = Context(inputs.inventory.origin, inputs.loaded.file_bytes, advice)
+    context = Context(inputs.inventory.origin, inputs.loaded.file_bytes, advice, inputs.with_changes)
     return build_plan(found, context)
 
 
@@ -248,7 +253,7 @@ def _count(options: PlanningOptions, inputs: Inputs) -> Plan:
                 raise
             continue
         if found.best is not None:
-            return build_plan(found, Context("declared", inputs.loaded.file_bytes))
+            return build_plan(found, Context("declared", inputs.loaded.file_bytes, (), inputs.with_changes, counted=True))
     assert last is not None
     return _plan(options, last)
 

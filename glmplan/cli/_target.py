@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glmplan.errors import UnsupportedError, UsageError
 from glmplan.facts.checkpoint import StorageRules, rules_from_config, scheme_of
 from glmplan.facts.engine_profile import EngineProfile
 from glmplan.facts.model_config import ModelConfig, parse_model_config, read_json
 from glmplan.facts.profiles import checkpoint_profile, model_profile
-from glmplan.facts.safetensors import StoredTensors, read_checkpoint
-from glmplan.model.stored import scaled_to_total, weights_from_tensors
 from glmplan.model.tensors import all_groups
 from glmplan.model.weights import Weights, header_bytes, weights_by_rule
 from glmplan.planning.request import Target
 from glmplan.units import format_bytes
+
+if TYPE_CHECKING:
+    from glmplan.facts.safetensors import StoredTensors
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def folder_target(folder: Path, engine: EngineProfile, model_path: str | None) -
             f"{folder} is not a folder on this machine.",
             "Give a local checkpoint folder; --served-model names what the nodes load instead.",
         )
+    from glmplan.facts.safetensors import read_checkpoint
+
     raw = read_json(folder / "config.json")
     config = parse_model_config(raw, str(folder / "config.json"))
     stored = read_checkpoint(folder)
@@ -83,6 +86,8 @@ def _disk_bytes(folder: Path) -> int:
 def _folder_weights(
     raw: dict[str, Any], config: ModelConfig, stored: StoredTensors | None, folder: Path
 ) -> tuple[Weights, str, str]:
+    from glmplan.model.stored import scaled_to_total, weights_from_tensors
+
     if stored is not None and stored.bytes_by_name:
         weights, unknown = weights_from_tensors(config, stored.bytes_by_name, stored.origin)
         note = f"{len(unknown)} tensors of unknown names counted as replicated, first {unknown[0]}" if unknown else ""

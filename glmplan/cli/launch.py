@@ -41,7 +41,7 @@ def launch(
             "Add --dry-run and run the printed command on each node.",
         )
     endpoints = Endpoints(http_host, http_port, rendezvous_port)
-    chosen = _saved(plan, options) if plan is not None else make_plan(options)
+    chosen = _saved(plan, options) if plan is not None else make_plan(options, with_changes=False)
     if not chosen.fits:
         raise DoesNotFitError(f"The plan {chosen.summary}.", "Run glmplan size with the same options; it says what fits.")
     commands = node_commands(chosen, endpoints)
@@ -88,6 +88,9 @@ def _print(plan: Plan, commands: tuple[NodeCommand, ...]) -> None:
 
     for warning in plan.warnings:
         print(f"note: {warning}", file=sys.stderr)
+    if plan.layout.nodes > 1 and plan.inventory_origin in ("declared", "default"):
+        first = plan.nodes[0].host
+        print(f"note: {first} stands for the first host's address; --inventory FILE names real ones.", file=sys.stderr)
     typer.echo(f"# {plan.summary}")
     for command in commands:
         typer.echo(f"\n# node {command.node_rank}: {command.host}")

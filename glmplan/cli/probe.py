@@ -21,7 +21,7 @@ def probe(as_json: Annotated[bool, typer.Option("--json", help="Print the facts 
     from glmplan.facts.profiles import gpu_profiles
     from glmplan.probe.nvml import probe_local
 
-    host = probe_local(list(gpu_profiles()))
+    host = probe_local(gpu_profiles())
     if as_json:
         typer.echo(host.model_dump_json(indent=1))
     else:

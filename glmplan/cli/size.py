@@ -35,7 +35,7 @@ def size(
 
     if save is not None:
         check_writable(save, force)
-    plan = make_plan(options)
+    plan = make_plan(options, with_changes=as_json or rejected or save is not None)
     if save is not None and plan.fits:
         save_plan(plan, save)
     if as_json:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 class Frozen(BaseModel):
     """Immutable and strict about names: a typo in a file is an error, never a silent default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Sourced(Frozen, Generic[T]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glmplan import __version__
-from glmplan.facts.gpu import Gpu
 from glmplan.model.tensors import all_groups
 from glmplan.planning.evaluate import Evaluation
 from glmplan.planning.layout import Seat
@@ -22,18 +21,20 @@ from glmplan.planning.plan import (
     PlanWeights,
     WorstRank,
 )
-from glmplan.planning.ports import quantization_for, sm_name
+from glmplan.planning.ports import kinds, quantization_for, sm_name
 from glmplan.planning.search import Found, Rejection, largest_context, seats_by_host
 from glmplan.units import format_bytes
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a plan says about its inputs beside the search."""
+    """What a plan says about its inputs beside the search; working out every rejection's change takes time."""
 
     inventory_origin: str
     file_bytes: int | None
     advice: tuple[str, ...] = ()
+    with_changes: bool = True
+    counted: bool = False
 
 
 def build_plan(found: Found, context: Context) -> Plan:
@@ -48,6 +49,7 @@ def build_plan(found: Found, context: Context) -> Plan:
     return Plan(
         glmplan_version=__version__,
         fits=found.best is not None,
+        smallest_count=candidate.layout.gpus if context.counted and found.best is not None else None,
         summary=_summary(found, chosen),
         engine=target.engine.id,
         engine_family=target.engine.family,
@@ -72,7 +74,7 @@ def build_plan(found: Found, context: Context) -> Plan:
         max_context_tokens=_max_context(found, chosen),
         warnings=_warnings(chosen),
         advice=context.advice,
-        rejected=tuple(_rejection(rejection) for rejection in found.rejected),
+        rejected=tuple(_rejection(rejection, context.with_changes) for rejection in found.rejected),
         shortfall_bytes=max(rank.shortfall_bytes for rank in ranks),
     )  # fmt: skip
 
@@ -82,7 +84,8 @@ def _max_context(found: Found, chosen: Evaluation) -> int:
         return largest_context(chosen.candidate)
     held = chosen.pool_tokens * chosen.candidate.layout.dcp
     limit = chosen.candidate.target.config.max_position_embeddings
-    return min(max(largest_context(chosen.candidate), chosen.candidate.request.context_tokens), max(held, 0), limit)
+    longest = largest_context(chosen.candidate, cuts=chosen.cuts)
+    return min(max(longest, chosen.candidate.request.context_tokens), max(held, 0), limit)
 
 
 def _summary(found: Found, chosen: Evaluation) -> str:
@@ -194,14 +197,10 @@ def _nodes(chosen: Evaluation) -> tuple[PlanNode, ...]:
     return tuple(found)
 
 
-def _kinds(gpus: list[Gpu]) -> list[Gpu]:
-    return list({(gpu.vendor, gpu.sm): gpu for gpu in gpus}.values())
-
-
 def _ports(chosen: Evaluation) -> tuple[PlanPort, ...]:
     candidate = chosen.candidate
     option, target = candidate.option, candidate.target
-    sms = " and ".join(sm_name(gpu.sm) for gpu in _kinds(candidate.gpus))
+    sms = " and ".join(sm_name(gpu) for gpu in kinds(candidate.gpus))
     attention = option.prefill if option.prefill == option.decode else f"{option.prefill} / {option.decode}"
     ports = [
         PlanPort(
@@ -213,13 +212,13 @@ def _ports(chosen: Evaluation) -> tuple[PlanPort, ...]:
             evidence=option.evidence, plugin=option.plugin, source=option.source,
         ),
     ]  # fmt: skip
-    for gpu in _kinds(candidate.gpus):
+    for gpu in kinds(candidate.gpus):
         found = quantization_for(target.engine, target.scheme, gpu)
         assert found is not None
         ports.append(
             PlanPort(
                 op=f"{target.scheme} weights", implementation=found.kernel,
-                why=f"how {target.engine.title} loads them on {sm_name(gpu.sm)}", evidence=found.evidence, source=found.source,
+                why=f"how {target.engine.title} loads them on {sm_name(gpu)}", evidence=found.evidence, source=found.source,
             )
         )  # fmt: skip
     return tuple(ports)
@@ -268,7 +267,7 @@ def _warnings(chosen: Evaluation) -> tuple[str, ...]:
     found = []
     if candidate.option.plugin:
         found.append(
-            f"{target.engine.title} cannot start this model on {sm_name(candidate.gpus[0].sm)} by itself: it needs the "
+            f"{target.engine.title} cannot start this model on {sm_name(candidate.gpus[0])} by itself: it needs the "
             "kernel port as a plugin, and this version of glmplan does not ship one yet. The memory figures hold."
         )
     if candidate.gpus[0].vendor == "amd":
@@ -291,10 +290,11 @@ def _warnings(chosen: Evaluation) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _rejection(rejection: Rejection) -> PlanRejection:
+def _rejection(rejection: Rejection, with_change: bool) -> PlanRejection:
     layout = rejection.layout
     return PlanRejection.model_construct(
         layout=str(layout), tp_size=layout.tp, pp_size=layout.pp, dp_size=layout.dp, ep_size=layout.ep,
-        dcp_size=layout.dcp, nodes=layout.nodes, gpus=layout.gpus, reason=rejection.reason, change=rejection.change,
+        dcp_size=layout.dcp, nodes=layout.nodes, gpus=layout.gpus, reason=rejection.reason,
+        change=rejection.change if with_change else rejection.fixed_change,
         shortfall_bytes=rejection.shortfall_bytes,
     )  # fmt: skip

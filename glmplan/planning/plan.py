@@ -1,7 +1,8 @@
 """A plan as it is printed, saved and launched from. The JSON Schema of `Plan` is docs/schema/plan.schema.json.
 
 Bytes are integers, tokens are counts, fractions are of a GPU's memory. `fits: false` plans describe the layout that
-lacks least. `kv_bytes_per_token` is the whole model's; a rank holds its stage's share.
+lacks least. `kv_bytes_per_token` is the whole model's; a rank holds its stage's share. `smallest_count` answers a GPU
+named without a count.
 """
 
 from __future__ import annotations
@@ -156,6 +157,7 @@ class Plan(Frozen):
     schema_version: Literal[1] = 1
     glmplan_version: str
     fits: bool
+    smallest_count: int | None = None
     summary: str
     engine: str
     engine_family: Literal["sglang", "vllm"]

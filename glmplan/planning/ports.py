@@ -15,9 +15,11 @@ from glmplan.units import nearest
 KV_DTYPES = ("auto", "fp8", "bf16")
 
 
-def sm_name(sm: int | None) -> str:
-    """`89` -> `sm_89`; AMD GPUs have none."""
-    return f"sm_{sm}" if sm is not None else "AMD"
+def sm_name(gpu: Gpu) -> str:
+    """`sm_89`; AMD GPUs have no SM, and an unknown GPU's may not be readable."""
+    if gpu.sm is not None:
+        return f"sm_{gpu.sm}"
+    return "AMD" if gpu.vendor == "amd" else "SM unknown"
 
 
 def _suits(option: AttentionOption | QuantizationOption, gpu: Gpu) -> bool:
@@ -40,9 +42,14 @@ def attention_options(engine: EngineProfile, kv_dtype: str) -> tuple[AttentionOp
     return tuple(found)
 
 
+def kinds(gpus: Iterable[Gpu]) -> list[Gpu]:
+    """One GPU of each vendor and SM."""
+    return list({(gpu.vendor, gpu.sm): gpu for gpu in gpus}.values())
+
+
 def choose_attention(options: Iterable[AttentionOption], gpus: Iterable[Gpu]) -> AttentionOption | None:
     """The first option that every GPU runs."""
-    seen = {(gpu.vendor, gpu.sm): gpu for gpu in gpus}.values()
+    seen = kinds(gpus)
     return next((option for option in options if all(_suits(option, gpu) for gpu in seen)), None)
 
 
@@ -55,7 +62,7 @@ def require_support(engine: EngineProfile, scheme: str, kv_dtype: str, gpus: Ite
     """Refuse an inventory of which no GPU can run this checkpoint with this engine."""
     options = attention_options(engine, kv_dtype)
     problems = []
-    for gpu in {(g.vendor, g.sm): g for g in gpus}.values():
+    for gpu in kinds(gpus):
         problem = support_problem(engine, scheme, kv_dtype, options, gpu)
         if problem is None:
             return
@@ -67,10 +74,10 @@ def support_problem(
     engine: EngineProfile, scheme: str, kv_dtype: str, options: tuple[AttentionOption, ...], gpu: Gpu
 ) -> tuple[str, str] | None:
     """Why a GPU cannot be used, as (sentence, next step); None when it can."""
-    where = f"{gpu.label} ({sm_name(gpu.sm)})"
+    where = f"{gpu.label} ({sm_name(gpu)})"
     if quantization_for(engine, scheme, gpu) is None:
         sms = sorted({sm for q in engine.quantization if q.scheme == scheme for sm in q.sms})
-        runs_on = f"it runs it on {', '.join(sm_name(sm) for sm in sms)}" if sms else "it has no kernel for it"
+        runs_on = f"it runs it on {', '.join(f'sm_{sm}' for sm in sms)}" if sms else "it has no kernel for it"
         return (
             f"{engine.title} cannot run a {scheme} checkpoint on {where}: {runs_on}.",
             "Choose another --checkpoint (fp8, nvfp4, awq-int4) or another --engine.",

@@ -16,10 +16,11 @@ from glmplan.errors import UsageError
 from glmplan.facts.engine_profile import AttentionOption
 from glmplan.facts.gpu import Gpu
 from glmplan.facts.host import Host, Inventory
-from glmplan.planning.evaluate import Candidate, Evaluation
+from glmplan.planning.evaluate import Candidate, Evaluation, layer_cells
 from glmplan.planning.layout import Layout, Seat, seat_ranks, shape_problem
-from glmplan.planning.ports import attention_options, choose_attention, quantization_for, require_support
+from glmplan.planning.ports import attention_options, choose_attention, kinds, quantization_for, require_support
 from glmplan.planning.request import Request, Target
+from glmplan.planning.stages import Cuts
 from glmplan.units import format_bytes
 
 MAX_STAGES = 32
@@ -28,13 +29,23 @@ CONTEXT_LADDER = tuple(1_048_576 >> step for step in range(8))
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A layout that was not chosen: one reason with numbers, and the nearest change where one is known."""
+    """A layout that was not chosen: one reason with numbers, and the nearest change where one is known.
+
+    `candidate` is given where memory was the reason: the change is then worked out when it is asked for.
+    """
 
     layout: Layout
     reason: str
-    change: str = ""
+    fixed_change: str = ""
     shortfall_bytes: int = 0
     candidate: Candidate | None = None
+
+    @property
+    def change(self) -> str:
+        """The nearest change that would make the layout fit."""
+        if self.fixed_change or self.candidate is None:
+            return self.fixed_change
+        return nearest_change(self.candidate)
 
 
 @dataclass
@@ -59,7 +70,7 @@ class Found:
 
 def _miss_order(rejection: Rejection) -> tuple[int, ...]:
     assert rejection.candidate is not None
-    return tier(rejection.layout, rejection.candidate), rejection.shortfall_bytes, rejection.layout.gpus
+    return tier_of(rejection.candidate), rejection.shortfall_bytes, rejection.layout.gpus
 
 
 def usable_hosts(inventory: Inventory) -> list[Host]:
@@ -83,18 +94,19 @@ def search(inventory: Inventory, target: Target, request: Request) -> Found:
     gpus = [gpu for host in hosts for gpu in host.gpus]
     require_support(target.engine, target.scheme, request.kv_dtype, gpus)
     found = Found(request)
-    everything = layouts(hosts, target, request)
+    bench = Bench(hosts, target, request)
     fitting: list[Evaluation] = []
+    everything = [(lay, tier(lay, hosts, request)) for lay in layouts(hosts, target, request)]
     for level in TIERS:
-        for layout in (lay for lay in everything if _tier(lay, hosts, request) == level):
+        for layout in (lay for lay, its in everything if its == level):
             if fitting and request.objective == "fewest-gpus" and layout.gpus > fitting[0].candidate.layout.gpus:
                 fewest = fitting[0].candidate.layout.gpus
                 found.rejected.append(Rejection(layout, f"uses {layout.gpus} GPUs where {fewest} suffice"))
                 continue
-            _judge(layout, hosts, target, request, found, fitting)
+            _judge(layout, bench, found, fitting)
         if fitting and request.objective != "kv-tokens":
             simpler = fitting[0].candidate.layout
-            for layout in (lay for lay in everything if _tier(lay, hosts, request) > level):
+            for layout in (lay for lay, its in everything if its > level):
                 found.rejected.append(Rejection(layout, f"not needed: the simpler {simpler} carries the request"))
             break
     _settle(found, fitting, request)
@@ -111,7 +123,7 @@ def _settle(found: Found, fitting: list[Evaluation], request: Request) -> None:
 TIERS = (0, 1, 2)
 
 
-def _tier(layout: Layout, hosts: list[Host], request: Request) -> int:
+def tier(layout: Layout, hosts: list[Host], request: Request) -> int:
     """How natural a layout is; see the module's first lines."""
     pins = request.pins
     if not layout.plain and (pins.dp, pins.ep, pins.dcp) == (None, None, None):
@@ -123,10 +135,10 @@ def _tier(layout: Layout, hosts: list[Host], request: Request) -> int:
     return 1
 
 
-def tier(layout: Layout, candidate: Candidate) -> int:
+def tier_of(candidate: Candidate) -> int:
     """The tier of a candidate's layout on its own hosts."""
     hosts = {seat.host.name: seat.host for stage in candidate.seats for seat in stage}
-    return _tier(layout, list(hosts.values()), candidate.request)
+    return tier(candidate.layout, list(hosts.values()), candidate.request)
 
 
 def _preference(found: Evaluation, request: Request) -> tuple[int, ...]:
@@ -247,14 +259,18 @@ def _legality(layout: Layout, target: Target, request: Request) -> tuple[str, st
     return None
 
 
-def _judge(
-    layout: Layout, hosts: list[Host], target: Target, request: Request, found: Found, fitting: list[Evaluation]
-) -> None:
-    problem = _legality(layout, target, request)
+def _judge(layout: Layout, bench: Bench, found: Found, fitting: list[Evaluation]) -> None:
+    request = bench.request
+    problem = _legality(layout, bench.target, request)
     if problem is not None:
         found.rejected.append(Rejection(layout, *problem))
         return
-    candidates = list(seatings(layout, hosts, target, request))
+    short = bench.surely_short(layout)
+    if short and tier(layout, bench.hosts, request):
+        reason = f"more than {format_bytes(short)} short on every rank ({layout.gpus} GPUs)"
+        found.rejected.append(Rejection(layout, reason, "more GPUs or a smaller checkpoint", short))
+        return
+    candidates = list(bench.candidates(layout))
     hopeful = [c for c in candidates if c.least_shortfall(c.tokens_per_rank + c.slack) == 0]
     evaluations = [e for c in hopeful if (e := c.evaluate()) is not None]
     good = [e for e in evaluations if e.fits]
@@ -266,17 +282,17 @@ def _judge(
     elif candidates and not hopeful:
         found.rejected.append(_hopeless(candidates[0]))
     else:
-        found.rejected.append(Rejection(layout, *_not_seated(layout, hosts, target, request)))
+        found.rejected.append(Rejection(layout, *_not_seated(layout, bench.target)))
 
 
 def _hopeless(candidate: Candidate) -> Rejection:
     """A layout that lacks memory even if its layers could be spread perfectly."""
     short = candidate.least_shortfall(candidate.tokens_per_rank + candidate.slack)
     reason = f"at least {format_bytes(short)} short on every rank ({candidate.layout.gpus} GPUs)"
-    return Rejection(candidate.layout, reason, nearest_change(candidate), short, candidate)
+    return Rejection(candidate.layout, reason, "", short, candidate)
 
 
-def _not_seated(layout: Layout, hosts: list[Host], target: Target, request: Request) -> tuple[str, str]:
+def _not_seated(layout: Layout, target: Target) -> tuple[str, str]:
     if layout.pp > 1 and not target.engine.parallel.relays_topk:
         starts = sum(target.config.indexer_full)
         if layout.pp > starts:
@@ -303,15 +319,17 @@ def _miss(found: Evaluation) -> Rejection:
         return Rejection(layout, reason, "use GPUs with equal free memory", 0, found.candidate)
     where = f"pp_rank {stage}" if layout.pp > 1 else "every rank"
     reason = f"{format_bytes(short)} short on {where} ({layout.gpus} GPUs)"
-    return Rejection(layout, reason, nearest_change(found.candidate), short, found.candidate)
+    return Rejection(layout, reason, "", short, found.candidate)
 
 
 def nearest_change(candidate: Candidate) -> str:
     """The smallest change that makes this layout fit: a shorter context (checked), else a bound on the stages."""
-    context = largest_context(candidate, candidate.request.concurrency)
-    if context >= 2048:
-        return f"context {context:,}"
     layout = candidate.layout
+    found = candidate.evaluate()
+    if found is not None and found.memory_tokens > 0:
+        context = largest_context(candidate, candidate.request.concurrency, found.cuts)
+        if context >= 2048:
+            return f"context {context:,}"
     weights = candidate.ledger(0).prefix[-1]
     room = min(seat.gpu.available_bytes for stage in candidate.seats for seat in stage) - sum(
         item.bytes for item in candidate.reserve_items(0, candidate.tightest_gpu(0)) if item.group != "others"
@@ -322,8 +340,11 @@ def nearest_change(candidate: Candidate) -> str:
     return f"at least {stages * layout.tp} such GPUs (TP{layout.tp}xPP{stages}), or a smaller checkpoint"
 
 
-def largest_context(candidate: Candidate, concurrency: int = 1) -> int:
-    """The longest context, in whole pages, that this layout carries for `concurrency` requests; 0 for none."""
+def largest_context(candidate: Candidate, concurrency: int = 1, cuts: Cuts | None = None) -> int:
+    """The longest context, in whole pages, that this layout carries for `concurrency` requests; 0 for none.
+
+    Stages are cut anew for each context unless `cuts` fixes them.
+    """
     page = candidate.page
 
     def carries(pages: int) -> bool:
@@ -331,7 +352,7 @@ def largest_context(candidate: Candidate, concurrency: int = 1) -> int:
         other = replace(candidate, request=request)
         if other.least_shortfall(other.tokens_per_rank + other.slack):
             return False
-        evaluation = other.evaluate()
+        evaluation = other.evaluate() if cuts is None else Evaluation(other, cuts)
         return evaluation is not None and evaluation.fits
 
     low, high = 0, candidate.target.config.max_position_embeddings // page
@@ -345,32 +366,48 @@ def largest_context(candidate: Candidate, concurrency: int = 1) -> int:
     return low * page
 
 
-def seatings(layout: Layout, hosts: list[Host], target: Target, request: Request) -> Iterator[Candidate]:
-    """Choices of hosts and their order for a layout, one per attention option that its GPUs would get."""
-    options = attention_options(target.engine, request.kv_dtype)
-    for option in options:
-        if layout.dcp > 1 and not option.dcp:
-            continue
-        able = [(host, _able_gpus(host, option, target)) for host in hosts]
-        able = [(host, gpus) for host, gpus in able if len(gpus) >= layout.gpus_per_node]
-        if len(able) < layout.nodes:
-            continue
-        chosen = _roomiest(able, layout)
-        if choose_attention(options, [gpu for _, gpus in chosen for gpu in gpus]) is not option:
-            continue
-        for order in _orders(chosen):
-            yield Candidate(target, request, layout, seat_ranks(layout, order), option)
+class Bench:
+    """The GPUs that each attention option could use on each host, and bounds that need no seating."""
 
+    def __init__(self, hosts: list[Host], target: Target, request: Request) -> None:
+        self.hosts, self.target, self.request = hosts, target, request
+        self.options = attention_options(target.engine, request.kv_dtype)
+        self.able = {option.id: [(host, self._able(host, option)) for host in hosts] for option in self.options}
+        self.roomiest_bytes = max(gpu.available_bytes for host in hosts for gpu in host.gpus)
+        self.weights_bytes = sum(stored.values for place in target.weights.layers for stored in place.values())
+        self.cell_bytes = min(
+            sum(cell.allocated for cell in layer_cells(target, option.kv_format)[:-1]) for option in self.options
+        )
 
-def _able_gpus(host: Host, option: AttentionOption, target: Target) -> list[Gpu]:
-    """GPUs of a host that run the option and the checkpoint, roomiest first."""
-    able = [
-        gpu
-        for gpu in host.gpus
-        if choose_attention([option], [gpu]) is not None
-        and quantization_for(target.engine, target.scheme, gpu) is not None
-    ]
-    return sorted(able, key=lambda gpu: (-gpu.available_bytes, gpu.index))
+    def _able(self, host: Host, option: AttentionOption) -> list[Gpu]:
+        """GPUs of a host that run the option and the checkpoint, roomiest first."""
+        runs = {
+            (gpu.vendor, gpu.sm): choose_attention([option], [gpu]) is not None
+            and quantization_for(self.target.engine, self.target.scheme, gpu) is not None
+            for gpu in kinds(host.gpus)
+        }
+        able = [gpu for gpu in host.gpus if runs[(gpu.vendor, gpu.sm)]]
+        return sorted(able, key=lambda gpu: (-gpu.available_bytes, gpu.index))
+
+    def surely_short(self, layout: Layout) -> int:
+        """Bytes that every rank lacks even on the roomiest GPU, with all weights sharded and no reserves."""
+        tokens = self.request.context_tokens * -(-self.request.concurrency // layout.dp) // layout.dcp
+        need = self.weights_bytes // layout.gpus + self.cell_bytes * tokens // layout.pp
+        return max(need - self.roomiest_bytes, 0)
+
+    def candidates(self, layout: Layout) -> Iterator[Candidate]:
+        """Choices of hosts and their order for a layout, one per attention option that its GPUs would get."""
+        for option in self.options:
+            if layout.dcp > 1 and not option.dcp:
+                continue
+            able = [(host, gpus) for host, gpus in self.able[option.id] if len(gpus) >= layout.gpus_per_node]
+            if len(able) < layout.nodes:
+                continue
+            chosen = _roomiest(able, layout)
+            if choose_attention(self.options, [gpu for _, gpus in chosen for gpu in kinds(gpus)]) is not option:
+                continue
+            for order in _orders(chosen):
+                yield Candidate(self.target, self.request, layout, seat_ranks(layout, order), option)
 
 
 def _roomiest(able: list[tuple[Host, list[Gpu]]], layout: Layout) -> list[tuple[Host, list[Gpu]]]:
@@ -409,7 +446,7 @@ def search_ladder(inventory: Inventory, target: Target, request: Request, contex
     simplest: Found | None = None
     for context in contexts:
         found = search(inventory, target, replace(request, context_tokens=context))
-        if found.best is not None and tier(found.best.candidate.layout, found.best.candidate) == 0:
+        if found.best is not None and tier_of(found.best.candidate) == 0:
             return found
         simplest = simplest or (found if found.best is not None else None)
     assert found is not None

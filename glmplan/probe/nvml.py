@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,8 +57,11 @@ class _Memory(NamedTuple):
     unified: bool
 
 
-def probe_local(profiles: Sequence[GpuProfile]) -> Host:
-    """Read every GPU of this machine; raise ProbeError when one of them, or all of them, cannot be read."""
+def probe_local(profiles: Iterable[GpuProfile]) -> Host:
+    """Read every GPU of this machine; raise ProbeError when one of them, or all of them, cannot be read.
+
+    `profiles` are read only once a driver answers.
+    """
     with _session() as nvml:
         count = nvml.nvmlDeviceGetCount()
         if count == 0:
@@ -67,6 +70,7 @@ def probe_local(profiles: Sequence[GpuProfile]) -> Host:
                 "Look for the card with `lspci | grep -i nvidia`, give a container its GPUs (docker run --gpus all), "
                 f"or {DECLARE}.",
             )
+        known = tuple(profiles)
         cuda = _ask(nvml, "nvmlSystemGetCudaDriverVersion_v2")
         return Host(
             name="localhost",
@@ -75,7 +79,7 @@ def probe_local(profiles: Sequence[GpuProfile]) -> Host:
             nvml_version=_ask(nvml, "nvmlSystemGetNVMLVersion"),
             cuda_version=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
             memory_total_bytes=_system_memory().get("MemTotal"),
-            gpus=tuple(_probe_gpu(nvml, index, profiles) for index in range(count)),
+            gpus=tuple(_probe_gpu(nvml, index, known) for index in range(count)),
         )
 
 
