@@ -11,12 +11,12 @@ import sys
 import time
 
 RUNS = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+MIXED = "128x rtx-4090-48g + 128x rtx-5090 + 64x rtx-4090-24g + 64x l40s + 128x rtx-pro-6000"
 COMMANDS = {
     "glmplan --help": (["--help"], 0.25),
     "glmplan size (embedded default)": (["size", "--gpus", "24x rtx-4090-48g", "--nodes", "3"], 0.4),
     "glmplan size, 64 mixed nodes": (
-        ["size", "--context", "128k", "--gpus"]
-        + ["128x rtx-4090-48g + 128x rtx-5090 + 64x rtx-4090-24g + 64x l40s + 128x rtx-pro-6000"],
+        ["size", "--context", "128k", "--gpus", MIXED],
         2.0,
     ),
     "glmplan size, 64 mixed nodes that do not fit": (

@@ -41,7 +41,8 @@ def load_plan(path: Path) -> Plan:
     version = raw.get("schema_version")
     if version != 1:
         raise UsageError(
-            f"{path} has schema_version {version!r}; this glmplan reads 1.", "Save the plan again with glmplan size --save."
+            f"{path} has schema_version {version!r}; this glmplan reads 1.",
+            "Save the plan again with glmplan size --save.",
         )
     try:
         return Plan.model_validate(raw)

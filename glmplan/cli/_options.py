@@ -19,20 +19,21 @@ class PlanningOptions:
     """What was typed. None is 'not given'."""
 
     gpus: Annotated[
-        str | None, typer.Option(help='GPUs as words: "24x rtx-4090-48g", groups joined with +.', rich_help_panel=HARDWARE)
+        str | None,
+        typer.Option(help='GPUs as words: "24x rtx-4090-48g", groups joined with +.', rich_help_panel=HARDWARE),
     ] = None
     nodes: Annotated[int | None, typer.Option(help="Hosts that --gpus are spread over.", rich_help_panel=HARDWARE)] = None
     gpus_per_node: Annotated[
         int | None, typer.Option(help="GPUs on one host, where it is not the usual count.", rich_help_panel=HARDWARE)
     ] = None
     gpu: Annotated[
-        str | None, typer.Option(help="A GPU without a count: answers with the smallest count.", rich_help_panel=HARDWARE)
+        str | None,
+        typer.Option(help="A GPU without a count: answers with the smallest count.", rich_help_panel=HARDWARE),
     ] = None
-    inventory: Annotated[
-        Path | None, typer.Option(help="Hosts and GPUs from a TOML file.", rich_help_panel=HARDWARE)
-    ] = None
+    inventory: Annotated[Path | None, typer.Option(help="Hosts and GPUs from a TOML file.", rich_help_panel=HARDWARE)] = None
     profile: Annotated[
-        list[Path] | None, typer.Option(help="A GPU profile of your own (TOML); may be repeated.", rich_help_panel=HARDWARE)
+        list[Path] | None,
+        typer.Option(help="A GPU profile of your own (TOML); may be repeated.", rich_help_panel=HARDWARE),
     ] = None
     model: Annotated[str, typer.Option(help="glm-5.2, glm-5.1 or glm-5.", rich_help_panel=MODEL)] = "glm-5.2"
     checkpoint: Annotated[
@@ -61,7 +62,8 @@ class PlanningOptions:
         str, typer.Option(help="Multi-token prediction: off, on, or draft steps (1 to 8).", rich_help_panel=LOAD)
     ] = "off"
     mem_fraction: Annotated[
-        float | None, typer.Option(help="The engine's memory fraction, instead of the planned one.", rich_help_panel=LOAD)
+        float | None,
+        typer.Option(help="The engine's memory fraction, instead of the planned one.", rich_help_panel=LOAD),
     ] = None
     chunk: Annotated[int | None, typer.Option(help="Prefill chunk in tokens.", rich_help_panel=LOAD)] = None
     graph_max_bs: Annotated[
@@ -71,14 +73,15 @@ class PlanningOptions:
         str | None,
         typer.Option(help="Fix sizes: tp=8,pp=3 (also dp, ep, dcp, nodes, stages=26/26/26).", rich_help_panel=LAYOUT),
     ] = None
-    objective: Annotated[
-        str, typer.Option(help="fewest-gpus, latency or kv-tokens.", rich_help_panel=LAYOUT)
-    ] = "fewest-gpus"
+    objective: Annotated[str, typer.Option(help="fewest-gpus, latency or kv-tokens.", rich_help_panel=LAYOUT)] = (
+        "fewest-gpus"
+    )
     allow_cross_node_tp: Annotated[
         bool, typer.Option("--allow-cross-node-tp", help="Let one TP group span hosts.", rich_help_panel=LAYOUT)
     ] = False
     allow_pipeline_mtp: Annotated[
-        bool, typer.Option("--allow-pipeline-mtp", help="MTP with a pipeline, where it is experimental.", rich_help_panel=LAYOUT)
+        bool,
+        typer.Option("--allow-pipeline-mtp", help="MTP with a pipeline, where experimental.", rich_help_panel=LAYOUT),
     ] = False
 
 
@@ -105,5 +108,5 @@ def takes_planning_options(command: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.Signature([p.replace(annotation=hints[p.name]) for p in shared] + own_parameters)
     wrapper.__signature__ = signature  # type: ignore[attr-defined]
     wrapper.__annotations__ = {**hints, **{n: h for n, h in own_hints.items() if n not in ("options", "return")}}
-    del wrapper.__wrapped__  # type: ignore[attr-defined]
+    del wrapper.__wrapped__
     return wrapper

@@ -114,7 +114,8 @@ def _headline(out: Console, plan: Plan) -> None:
 def _facts(out: Console, plan: Plan) -> None:
     settings, weights = plan.settings, plan.weights
     rows = [("asked for", f"{settings.context_tokens:,} tokens x {settings.concurrency} at once")]
-    rows.append(("one request", f"up to {plan.max_context_tokens:,} tokens"))
+    if plan.max_context_tokens:
+        rows.append(("one request", f"up to {plan.max_context_tokens:,} tokens"))
     if plan.fits:
         rows.append(("KV cache", f"{plan.kv_cache_tokens:,} tokens in all"))
     row = f"{settings.kv_dtype} ({settings.kv_format}, {settings.kv_row_bytes} B a row and layer)"
@@ -133,7 +134,7 @@ def _stage_table(out: Console, plan: Plan) -> None:
         ("KV cache", "right"), ("runtime", "right"), ("margin", "right"), ("total", "right"), ("capacity", "right"),
         *(() if plan.fits else (("short", "right"),)),
     ):  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify)
     for stage in plan.stages:
         ranks = [rank for rank in plan.ranks if rank.pp_rank == stage.pp_rank]
         rank = max(ranks, key=lambda r: (r.shortfall_bytes, r.total_bytes / r.capacity_bytes))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass, replace
-from typing import cast
 
 from glmplan.cli._options import PlanningOptions
 from glmplan.cli._target import Loaded, config_target, folder_target, profiled_target
@@ -16,7 +15,7 @@ from glmplan.facts.inventory import declared_inventory, default_inventory, read_
 from glmplan.facts.profiles import add_gpu_profile, engine_profile, gpu_profile, gpu_profiles, model_profile
 from glmplan.planning.build import Context, build_plan
 from glmplan.planning.plan import Plan
-from glmplan.planning.request import OBJECTIVES, Objective, Pins, Request, Target
+from glmplan.planning.request import OBJECTIVES, Pins, Request, Target
 from glmplan.planning.search import CONTEXT_LADDER, Found, search_ladder
 from glmplan.units import nearest, parse_tokens
 
@@ -48,7 +47,9 @@ def make_plan(options: PlanningOptions, with_changes: bool = True) -> Plan:
     request = _request(options, loaded.target, engine)
     contexts = _contexts(options, loaded.target, request)
     if options.gpu is not None:
-        return _count(options, Inputs(declared_inventory(f"1x {options.gpu}", 1, 1), loaded, request, contexts, with_changes))
+        return _count(
+            options, Inputs(declared_inventory(f"1x {options.gpu}", 1, 1), loaded, request, contexts, with_changes)
+        )
     return _plan(options, Inputs(find_inventory(options), loaded, request, contexts, with_changes))
 
 
@@ -101,9 +102,7 @@ def _request(options: PlanningOptions, target: Target, engine: EngineProfile) ->
         raise UsageError(f"No objective is named {options.objective!r}.", nearest(options.objective, list(OBJECTIVES)))
     steps = _mtp_steps(options.mtp, engine)
     if steps and not target.weights.mtp:
-        raise UsageError(
-            f"--mtp is on, but the checkpoint {target.checkpoint_name} has no MTP layer.", "Turn --mtp off."
-        )
+        raise UsageError(f"--mtp is on, but the checkpoint {target.checkpoint_name} has no MTP layer.", "Turn --mtp off.")
     return Request(
         context_tokens=0,
         concurrency=options.concurrency,
@@ -113,7 +112,7 @@ def _request(options: PlanningOptions, target: Target, engine: EngineProfile) ->
         chunk_tokens=options.chunk,
         graph_max_bs=options.graph_max_bs,
         pins=parse_pins(options.pin, target, engine),
-        objective=cast(Objective, options.objective),
+        objective=options.objective,
         allow_cross_node_tp=options.allow_cross_node_tp,
         allow_pipeline_mtp=options.allow_pipeline_mtp,
     )
@@ -146,7 +145,8 @@ def parse_pins(text: str | None, target: Target, engine: EngineProfile) -> Pins:
             found[name] = int(value)
         else:
             raise UsageError(
-                f"--pin cannot be read at {part.strip()!r}.", "Write tp=8,pp=3; also dp, ep, dcp, nodes, stages=26/26/26."
+                f"--pin cannot be read at {part.strip()!r}.",
+                "Write tp=8,pp=3; also dp, ep, dcp, nodes, stages=26/26/26.",
             )
     pins = Pins(**found, stages=stages) if stages is None else Pins(**{"pp": len(stages), **found}, stages=stages)
     _check_pins(pins, target, engine)
@@ -224,11 +224,11 @@ def _other_targets(options: PlanningOptions, target: Target) -> list[Target]:
     """Other checkpoints of the same model, where the user named one by profile."""
     if options.model_config is not None or options.model_path is not None:
         return []
-    others = []
-    for checkpoint in model_profile(options.model).checkpoints:
-        if checkpoint.name != target.checkpoint_name and checkpoint.name in ("fp8", "nvfp4", "awq-int4", "w4afp8"):
-            others.append(profiled_target(options.model, checkpoint.name, target.engine, None).target)
-    return others
+    return [
+        profiled_target(options.model, checkpoint.name, target.engine, None).target
+        for checkpoint in model_profile(options.model).checkpoints
+        if checkpoint.name != target.checkpoint_name and checkpoint.name in ("fp8", "nvfp4", "awq-int4", "w4afp8")
+    ]
 
 
 def _count(options: PlanningOptions, inputs: Inputs) -> Plan:
@@ -269,5 +269,3 @@ def _unsupported(inventory: Inventory, inputs: Inputs) -> bool:
     except UnsupportedError:
         return True
     return False
-
-

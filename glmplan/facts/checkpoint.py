@@ -69,7 +69,8 @@ class StorageRules:
 
 
 LINEAR = frozenset(
-    "q_a kv_a q_b kv_b o_proj indexer_wq_b indexer_wk indexer_weights_proj dense_mlp shared_expert routed_experts".split()
+    {"q_a", "kv_a", "q_b", "kv_b", "o_proj", "indexer_wq_b", "indexer_wk", "indexer_weights_proj"}
+    | {"dense_mlp", "shared_expert", "routed_experts"}
 )
 EXPERTS = frozenset({"routed_experts"})
 

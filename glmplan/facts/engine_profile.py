@@ -37,7 +37,7 @@ class AttentionOption(Frozen):
     decode: str
     indexer: str
     plugin: bool = False
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default_factory=dict)
     decode_scratch_bytes_per_context_token: int = 0
     dcp: bool = False
     evidence: Evidence
@@ -87,7 +87,7 @@ class MtpRules(Frozen):
     supported: bool
     default_steps: int = 3
     with_pipeline: Literal["no", "opt-in", "yes"]
-    pipeline_env: dict[str, str] = {}
+    pipeline_env: dict[str, str] = Field(default_factory=dict)
     embedding_on_last_stage: bool = False
     source: str
 
@@ -131,7 +131,7 @@ class EngineProfile(Frozen):
     reserve: ReserveRules
     chunk_by_memory: tuple[tuple[int, int], ...]
     base_flags: tuple[str, ...]
-    base_env: dict[str, str] = {}
+    base_env: dict[str, str] = Field(default_factory=dict)
     flags: dict[str, str]
     kv_formats: tuple[KvFormat, ...]
     attention: tuple[AttentionOption, ...]

@@ -39,7 +39,8 @@ def packaged_folder() -> Path:
     if (checkout / "pyproject.toml").is_file() and (checkout / "profiles").is_dir():
         return checkout / "profiles"
     raise UsageError(
-        f"The packaged profiles are missing beside {package}.", "Install glmplan again: pip install --force-reinstall glmplan."
+        f"The packaged profiles are missing beside {package}.",
+        "Install glmplan again with pip.",
     )
 
 
@@ -92,7 +93,8 @@ def add_gpu_profile(path: Path) -> GpuProfile:
 def _require_memory(profile: GpuProfile, path: Path) -> None:
     if profile.memory_total_bytes.value is None or profile.memory_usable_bytes.value is None:
         raise UsageError(
-            f"{path}: memory_total_bytes and memory_usable_bytes need a value.", "Give both; nvidia-smi prints the total."
+            f"{path}: memory_total_bytes and memory_usable_bytes need a value.",
+            "Give both; nvidia-smi prints the total.",
         )
 
 

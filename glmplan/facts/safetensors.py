@@ -38,8 +38,7 @@ def read_header(path: Path) -> dict[str, Any]:
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > min(size - 8, HEADER_LIMIT_BYTES):
                 raise UsageError(
-                    f"{path} is truncated or not safetensors: its header claims {length:,} bytes and the file has "
-                    f"{size:,}.",
+                    f"{path} is truncated or not safetensors: its header claims {length:,} bytes and the file has {size:,}.",
                     "Download that file again.",
                 )
             header = json.loads(stream.read(length))
@@ -80,8 +79,7 @@ def read_checkpoint(folder: Path) -> StoredTensors | None:
     missing = sorted(set(listed.values()) - {shard.name for shard in shards})
     if shards and missing:
         raise UsageError(
-            f"{folder} lacks {len(missing)} of {len(set(listed.values()))} shards that its index names, first "
-            f"{missing[0]}.",
+            f"{folder} lacks {len(missing)} of {len(set(listed.values()))} shards that its index names, first {missing[0]}.",
             "Finish the download.",
         )
     if shards:

@@ -105,13 +105,9 @@ def _attention(config: ModelConfig, layer: int) -> Iterator[TensorGroup]:
 def indexer_groups(config: ModelConfig, layer: int) -> Iterator[TensorGroup]:
     """The lightning indexer of one layer; `k_norm` is one weight and one bias."""
     prefix, dim = f"model.layers.{layer}.self_attn.indexer", config.index_head_dim
-    yield TensorGroup(
-        f"{prefix}.wq_b", Role.INDEXER_WQ_B, (config.index_n_heads * dim, config.q_lora_rank), layer
-    )
+    yield TensorGroup(f"{prefix}.wq_b", Role.INDEXER_WQ_B, (config.index_n_heads * dim, config.q_lora_rank), layer)
     yield TensorGroup(f"{prefix}.wk", Role.INDEXER_WK, (dim, config.hidden_size), layer)
-    yield TensorGroup(
-        f"{prefix}.weights_proj", Role.INDEXER_WEIGHTS_PROJ, (config.index_n_heads, config.hidden_size), layer
-    )
+    yield TensorGroup(f"{prefix}.weights_proj", Role.INDEXER_WEIGHTS_PROJ, (config.index_n_heads, config.hidden_size), layer)
     yield TensorGroup(f"{prefix}.k_norm", Role.INDEXER_NORM, (dim,), layer, count=2)
 
 
@@ -126,9 +122,7 @@ def _moe(config: ModelConfig, layer: int) -> Iterator[TensorGroup]:
         yield from _gated_mlp(config, layer, "mlp.shared_experts", Role.SHARED_EXPERT, shared)
 
 
-def _gated_mlp(
-    config: ModelConfig, layer: int, name: str, role: Role, width: int, count: int = 1
-) -> Iterator[TensorGroup]:
+def _gated_mlp(config: ModelConfig, layer: int, name: str, role: Role, width: int, count: int = 1) -> Iterator[TensorGroup]:
     prefix, hidden = f"model.layers.{layer}.{name}", config.hidden_size
     yield TensorGroup(f"{prefix}.gate_proj", role, (width, hidden), layer, count)
     yield TensorGroup(f"{prefix}.up_proj", role, (width, hidden), layer, count)

@@ -36,12 +36,29 @@ def suggestions(inventory: Inventory, found: Found, others: Iterable[Target]) ->
         fits = _fits(inventory, other, request)
         if fits is not None:
             yield f"--checkpoint {other.checkpoint_name} fits these GPUs as {fits}."
+    yield from _fuller_node(inventory, target, request)
     have = len(inventory.hosts)
     for count in range(have + 1, MOST_NODES + 1):
         fits = _fits(more_nodes(inventory, count), target, replace(request, pins=replace(request.pins, nodes=count)))
         if fits is not None:
-            per_node = len(inventory.hosts[-1].gpus)
-            yield f"{count - have} more nodes of {per_node} such GPUs ({count} in all) fit it as {fits}."
+            more, each = count - have, len(inventory.hosts[-1].gpus)
+            gpus = f"{each} such GPUs" if each > 1 else "one such GPU"
+            yield f"{more} more node{'s' if more > 1 else ''} with {gpus} ({count} in all) would fit it as {fits}."
+            return
+
+
+def _fuller_node(inventory: Inventory, target: Target, request: Request) -> Iterator[str]:
+    """The one host with more of its GPUs, up to eight."""
+    host = inventory.hosts[0]
+    if len(inventory.hosts) > 1 or request.pins.nodes not in (None, 1):
+        return
+    idle = host.gpus[-1].model_copy(update={"memory_in_use_bytes": 0})
+    for size in (size for size in (2, 4, 8) if size > len(host.gpus)):
+        added = [idle.model_copy(update={"index": 1000 + n}) for n in range(size - len(host.gpus))]
+        fuller = Inventory(hosts=(host.model_copy(update={"gpus": (*host.gpus, *added)}),))
+        fits = _fits(fuller, target, request)
+        if fits is not None:
+            yield f"{size} such GPUs in the node would fit it as {fits}."
             return
 
 

@@ -99,9 +99,7 @@ class Candidate:
         """Weights per layer of a stage; stages differ where their GPUs load the checkpoint differently."""
         quantization = quantization_for(self.engine, self.target.scheme, self.seats[stage][0].gpu)
         assert quantization is not None
-        split = Split(
-            self.layout.tp, self.layout.attention_tp, self.layout.ep, quantization.scale_denominator
-        )
+        split = Split(self.layout.tp, self.layout.attention_tp, self.layout.ep, quantization.scale_denominator)
         return weight_ledger(self.target, split)
 
     @cached_property
@@ -337,9 +335,7 @@ def _vllm_budget(found: Evaluation) -> Budget:
         steps = round(fixed * FRACTION_STEPS)
     steps = min(steps, MAX_FRACTION_STEPS)
     page = candidate.page
-    given = min(
-        (total * steps // FRACTION_STEPS - static) // cell // page * page for total, static, cell in rows
-    )
+    given = min((total * steps // FRACTION_STEPS - static) // cell // page * page for total, static, cell in rows)
     limit = "memory" if given >= wanted else ("engine rule" if fixed is None else "mem-fraction")
     return Budget(steps / FRACTION_STEPS, max(min(given, wanted), 0), limit)
 

@@ -162,9 +162,7 @@ class WeightLedger:
         for lines in places:
             for key, count in lines.items():
                 total[key] = total.get(key, 0) + count
-        return [
-            LineItem(name, count, "weights", self._source(name, kind), kind) for (name, kind), count in total.items()
-        ]
+        return [LineItem(name, count, "weights", self._source(name, kind), kind) for (name, kind), count in total.items()]
 
     def _source(self, name: str, kind: Kind) -> str:
         if kind == "derived":

@@ -53,24 +53,23 @@ class Found:
     """What a search saw."""
 
     request: Request
+    bench: Bench | None = None
     best: Evaluation | None = None
     rejected: list[Rejection] = field(default_factory=list)
 
     @property
     def nearest(self) -> Evaluation | None:
-        """Of the layouts that do not fit, the one that lacks least, first tiers first."""
-        misses = [r for r in self.rejected if r.candidate is not None]
-        for rejection in sorted(misses, key=_miss_order):
-            assert rejection.candidate is not None
-            evaluation = rejection.candidate.evaluate()
+        """Of the layouts that do not fit, the one that lacks least; later tiers must lack clearly less."""
+        assert self.bench is not None
+        hosts, request = self.bench.hosts, self.request
+        misses = [r for r in self.rejected if r.candidate is not None or r.shortfall_bytes]
+        misses.sort(key=lambda r: (r.shortfall_bytes * (4 + tier(r.layout, hosts, request)), r.layout.pp))
+        for miss in misses:
+            candidate = miss.candidate or next(self.bench.candidates(miss.layout), None)
+            evaluation = candidate.evaluate() if candidate is not None else None
             if evaluation is not None:
                 return evaluation
         return None
-
-
-def _miss_order(rejection: Rejection) -> tuple[int, ...]:
-    assert rejection.candidate is not None
-    return tier_of(rejection.candidate), rejection.shortfall_bytes, rejection.layout.gpus
 
 
 def usable_hosts(inventory: Inventory) -> list[Host]:
@@ -93,8 +92,8 @@ def search(inventory: Inventory, target: Target, request: Request) -> Found:
     hosts = usable_hosts(inventory)
     gpus = [gpu for host in hosts for gpu in host.gpus]
     require_support(target.engine, target.scheme, request.kv_dtype, gpus)
-    found = Found(request)
     bench = Bench(hosts, target, request)
+    found = Found(request, bench)
     fitting: list[Evaluation] = []
     everything = [(lay, tier(lay, hosts, request)) for lay in layouts(hosts, target, request)]
     for level in TIERS:
@@ -296,7 +295,10 @@ def _not_seated(layout: Layout, target: Target) -> tuple[str, str]:
     if layout.pp > 1 and not target.engine.parallel.relays_topk:
         starts = sum(target.config.indexer_full)
         if layout.pp > starts:
-            return f"{layout.pp} stages need as many full layers to begin on; the model has {starts}", "use fewer stages"
+            return (
+                f"{layout.pp} stages need as many full layers to begin on; the model has {starts}",
+                "use fewer stages",
+            )
     if layout.dcp > 1:
         return "no attention backend of these GPUs shards the context", "use dcp=1"
     return (
@@ -311,9 +313,7 @@ def _miss(found: Evaluation) -> Rejection:
     if short == 0:
         have, need = found.pool_tokens, found.candidate.tokens_per_rank
         if found.budget.limit == "mem-fraction":
-            reason = (
-                f"memory fraction {found.budget.fraction:g} leaves {have:,} KV tokens a rank where {need:,} are needed"
-            )
+            reason = f"memory fraction {found.budget.fraction:g} leaves {have:,} KV tokens a rank where {need:,} are needed"
             return Rejection(layout, reason, "raise or drop --mem-fraction", 0, found.candidate)
         reason = f"the engine's pool rule gives {have:,} KV tokens a rank where {need:,} are needed"
         return Rejection(layout, reason, "use GPUs with equal free memory", 0, found.candidate)
@@ -415,8 +415,7 @@ def _roomiest(able: list[tuple[Host, list[Gpu]]], layout: Layout) -> list[tuple[
     count = layout.gpus_per_node
     ranked = sorted(range(len(able)), key=lambda i: (-able[i][1][count - 1].available_bytes, i))[: layout.nodes]
     return [
-        (able[i][0], sorted(able[i][1][:count], key=lambda gpu: (-gpu.capacity_bytes, gpu.index)))
-        for i in sorted(ranked)
+        (able[i][0], sorted(able[i][1][:count], key=lambda gpu: (-gpu.capacity_bytes, gpu.index))) for i in sorted(ranked)
     ]
 
 

@@ -130,9 +130,7 @@ def _start_error(nvml: Any, error: Any) -> ProbeError:
             "Reboot, or stop all GPU programs and reload the kernel module: "
             "`sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia && sudo modprobe nvidia`.",
         )
-    return ProbeError(
-        f"NVML could not start: {error} (code {error.value}).", f"See what `nvidia-smi` says, or {DECLARE}."
-    )
+    return ProbeError(f"NVML could not start: {error} (code {error.value}).", f"See what `nvidia-smi` says, or {DECLARE}.")
 
 
 def _probe_gpu(nvml: Any, index: int, profiles: Sequence[GpuProfile]) -> Gpu:

@@ -72,9 +72,7 @@ def test_dsa_backends_of_each_version(old, new):
     assert set(new["--dsa-prefill-backend"].choices) == {*DSA_DECODE_23, "triton_sparse_mla"}
     assert new["--dsa-paged-mqa-logits-backend"].choices == ("auto", "deepgemm", "cutedsl", "aiter")
     assert new["--dsa-triton-union"].choices == ("0", "2", "4")
-    assert (
-        old["--dsa-topk-backend"].choices == new["--dsa-topk-backend"].choices == ("sgl-kernel", "torch", "flashinfer")
-    )
+    assert old["--dsa-topk-backend"].choices == new["--dsa-topk-backend"].choices == ("sgl-kernel", "torch", "flashinfer")
 
 
 def test_nsa_spellings_ended_with_the_old_version(old, new):

@@ -308,9 +308,7 @@ def test_no_library_at_all_means_no_driver(fake_nvml: Environment) -> None:
         pytest.skip("this machine has an NVIDIA driver")
     said = answer(env)
     assert said["error"] == "NoDriverError"
-    assert said["message"] == (
-        "NVML could not be loaded: this machine has no NVIDIA driver (libnvidia-ml.so.1 not found)."
-    )
+    assert said["message"] == ("NVML could not be loaded: this machine has no NVIDIA driver (libnvidia-ml.so.1 not found).")
     assert "Install the NVIDIA driver" in said["next_step"]
     assert '--gpus "8x rtx-4090-48g"' in said["next_step"]
 
