@@ -1,6 +1,6 @@
 """How a plan looks in a terminal: one console for data on stdout, one set of tables and bars.
 
-Wide tables are for terminals; when stdout is a file or a pipe the width is 120 columns and there is no colour.
+Wide tables are for terminals; when stdout is a file or a pipe the width is 140 columns and there is no colour.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def console() -> Console:
     """The console for data."""
     if sys.stdout.isatty():
         return Console(highlight=False)
-    return Console(highlight=False, width=int(os.environ.get("COLUMNS", "120")), soft_wrap=False)
+    return Console(highlight=False, width=max(int(os.environ.get("COLUMNS", "140")), 120))
 
 
 def group_bytes(rank: PlanRank) -> dict[str, int]:

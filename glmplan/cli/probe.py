@@ -42,7 +42,7 @@ def _print(host: Host) -> None:
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("GPU", "name", "profile", "SM", "usable", "in use", "PCIe", "NVLinks", "power", "notes"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, no_wrap=name != "notes", overflow="fold")
     for gpu in host.gpus:
         pcie = f"{gpu.pcie_generation or '?'} x{gpu.pcie_width or '?'}"
         if (gpu.pcie_generation_max, gpu.pcie_width_max) != (gpu.pcie_generation, gpu.pcie_width):
