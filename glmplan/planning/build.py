@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glmplan import __version__
+from glmplan.facts.engine_profile import QuantizationOption
+from glmplan.facts.gpu import Gpu
 from glmplan.model.tensors import all_groups
 from glmplan.planning.evaluate import Evaluation
 from glmplan.planning.layout import Seat
@@ -115,7 +117,7 @@ def _ranks(chosen: Evaluation, tokens: int) -> tuple[PlanRank, ...]:
             PlanItem(name="MLA KV cache", bytes=cell.mla * rows, group="kv_cache", source=kv.source),
             PlanItem(
                 name="index-K cache", bytes=cell.index_k * rows, group="kv_cache",
-                source=f"132 bytes a token on {candidate.engine.index_cache_layers} layers; {candidate.engine.source}",
+                source=f"128 e4m3 and one F32 scale a token on {candidate.engine.index_cache_layers} layers",
             ),
         ]  # fmt: skip
         for tp_rank, seat in enumerate(seats):
@@ -208,17 +210,22 @@ def _ports(chosen: Evaluation) -> tuple[PlanPort, ...]:
             evidence=option.evidence, plugin=option.plugin, source=option.source,
         ),
         PlanPort(
-            op="indexer logits", implementation=option.indexer, why=f"what {target.engine.title} has on {sms}",
+            op="indexer logits", implementation=option.indexer,
+            why=f"{target.engine.title} has {'none' if option.plugin else 'it'} for {sms}",
             evidence=option.evidence, plugin=option.plugin, source=option.source,
         ),
     ]  # fmt: skip
+    loaded: dict[QuantizationOption, list[Gpu]] = {}
     for gpu in kinds(candidate.gpus):
         found = quantization_for(target.engine, target.scheme, gpu)
         assert found is not None
+        loaded.setdefault(found, []).append(gpu)
+    for found, gpus in loaded.items():
+        where = " and ".join(sm_name(gpu) for gpu in gpus)
         ports.append(
             PlanPort(
                 op=f"{target.scheme} weights", implementation=found.kernel,
-                why=f"how {target.engine.title} loads them on {sm_name(gpu)}", evidence=found.evidence, source=found.source,
+                why=f"how {target.engine.title} loads them on {where}", evidence=found.evidence, source=found.source,
             )
         )  # fmt: skip
     return tuple(ports)

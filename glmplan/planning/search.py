@@ -63,7 +63,7 @@ class Found:
         assert self.bench is not None
         hosts, request = self.bench.hosts, self.request
         misses = [r for r in self.rejected if r.candidate is not None or r.shortfall_bytes]
-        misses.sort(key=lambda r: (r.shortfall_bytes * (4 + tier(r.layout, hosts, request)), r.layout.pp))
+        misses.sort(key=lambda r: (r.shortfall_bytes * (1 + tier(r.layout, hosts, request)), r.layout.pp))
         for miss in misses:
             candidate = miss.candidate or next(self.bench.candidates(miss.layout), None)
             evaluation = candidate.evaluate() if candidate is not None else None
