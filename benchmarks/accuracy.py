@@ -58,9 +58,15 @@ class Comparison:
 
 
 def engine_of(reading: Reading) -> EngineProfile:
-    """The engine's rules, with the forks' 368-byte KV row added."""
+    """The engine's rules, with the forks' 368-byte KV row added.
+
+    The SGLang records with a draft are of 0.5.15, which by their logs loads it before it sizes the pool (0.5.13 does not).
+    """
     assert reading.engine is not None
     engine = engine_profile(reading.engine)
+    if engine.family == "sglang":
+        loaded_first = {"draft_before_pool": True, "draft_embedding_while_sizing": True}
+        engine = engine.model_copy(update={"mtp": engine.mtp.model_copy(update=loaded_first)})
     row = KvFormat(id=MLA_368, flag="nvfp4_ds_mla", dtype="fp4", row_bytes=368, source="record 27")
     return engine.model_copy(update={"kv_formats": (*engine.kv_formats, row)})
 
@@ -108,9 +114,10 @@ def evaluation(reading: Reading) -> Evaluation:
 
 
 def weights_bytes(reading: Reading, draft: bool) -> int:
-    """Weight bytes of a rank; all records have one stage."""
-    ledger = evaluation(reading).candidate.ledger(0)
-    return sum(item.bytes for item in ledger.stage_items(0, len(ledger.layers), draft))
+    """Weight bytes of a rank and its RoPE table, which engines count with them; all records have one stage."""
+    candidate = evaluation(reading).candidate
+    ledger = candidate.ledger(0)
+    return candidate.rope_bytes + sum(item.bytes for item in ledger.stage_items(0, len(ledger.layers), draft))
 
 
 def token_bytes(reading: Reading, draft: bool) -> int:
@@ -129,7 +136,7 @@ def used_bytes(reading: Reading) -> int:
     items = candidate.reserve_items(0, candidate.tightest_gpu(0))
     runtime = sum(item.bytes for item in items if item.group != "margin" and item.name not in skipped)
     pool = reading.tokens // reading.layout.dcp * token_bytes(reading, draft)
-    return weights_bytes(reading, draft) + pool + runtime
+    return weights_bytes(reading, draft) - candidate.rope_bytes + pool + runtime
 
 
 def compare(reading: Reading, quantity: str) -> Comparison:

@@ -42,11 +42,11 @@ def test_no_pool_is_read_with_wrong_bytes_per_token(accuracy: ModuleType) -> Non
     assert max(abs(one.error) for one in accuracy.comparisons("pool")) < 0.005
 
 
-def test_tokens_end_to_end_are_said_to_miss_their_aim(accuracy: ModuleType) -> None:
+def test_the_page_says_whether_tokens_end_to_end_meet_their_aim(accuracy: ModuleType) -> None:
     median = accuracy.typical(accuracy.comparisons("end to end"))
     row = next(line for line in accuracy.page().splitlines() if line.startswith("| KV tokens end to end"))
-    assert accuracy.AIMS["end to end"] < median < 0.11
-    assert row.endswith("| missed |")
+    assert row.endswith("| met |" if median <= accuracy.AIMS["end to end"] else "| missed |")
+    assert median < 0.11, "the documented miss has grown"
 
 
 def test_every_miss_is_named_with_a_reason(accuracy: ModuleType, records: ModuleType) -> None:

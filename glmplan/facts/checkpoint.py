@@ -77,11 +77,9 @@ EXPERTS = frozenset({"routed_experts"})
 
 def rules_from_config(raw: dict[str, Any], origin: str) -> StorageRules:
     """Read `quantization_config` (absent: BF16 throughout). Unknown methods raise UnsupportedError."""
-    quantization = raw.get("quantization_config") or raw.get("compression_config")
+    quantization = _quantization(raw, origin)
     if not quantization:
         return StorageRules()
-    if not isinstance(quantization, dict):
-        raise UsageError(f"{origin}: quantization_config is not an object.", "Give the checkpoint's own config.json.")
     method = str(quantization.get("quant_method", "")).lower()
     reader = {
         "fp8": _fp8,
@@ -97,7 +95,20 @@ def rules_from_config(raw: dict[str, Any], origin: str) -> StorageRules:
             f"{origin}: quantization method {method or '(none given)'!r} has no storage rule here.",
             "Use --model-path DIR with the downloaded checkpoint: its safetensors headers give the true sizes.",
         )
-    return reader(quantization, origin)
+    try:
+        return reader(quantization, origin)
+    except (AttributeError, TypeError, re.error) as error:
+        raise UsageError(
+            f"{origin}: quantization_config is malformed ({error}).", "Give the checkpoint's own file."
+        ) from None
+
+
+def _quantization(raw: dict[str, Any], origin: str) -> dict[str, Any]:
+    """The quantiser's table; empty where the checkpoint is not quantised."""
+    found = raw.get("quantization_config") or raw.get("compression_config") or {}
+    if not isinstance(found, dict):
+        raise UsageError(f"{origin}: quantization_config is not an object.", "Give the checkpoint's own config.json.")
+    return found
 
 
 def _kept_modules(names: list[str]) -> tuple[frozenset[str], re.Pattern[str] | None]:
@@ -194,7 +205,7 @@ def _awq(quantization: dict[str, Any], origin: str) -> StorageRules:
 
 def scheme_of(raw: dict[str, Any], origin: str) -> str:
     """The checkpoint scheme that engine profiles speak of: bf16, fp8, nvfp4, w4afp8, int4 or mxfp4."""
-    quantization = raw.get("quantization_config") or raw.get("compression_config")
+    quantization = _quantization(raw, origin)
     if not quantization:
         return "bf16"
     method = str(quantization.get("quant_method", "")).lower()
@@ -204,8 +215,11 @@ def scheme_of(raw: dict[str, Any], origin: str) -> str:
     if method in ("modelopt", "modelopt_fp4"):
         return "nvfp4" if "FP4" in str(quantization.get("quant_algo", "FP4")).upper() else "fp8"
     if method == "compressed-tensors":
-        groups = (quantization.get("config_groups") or {}).values()
-        kinds = {((g.get("weights") or {}).get("num_bits"), (g.get("weights") or {}).get("type")) for g in groups}
+        try:
+            groups = [group.get("weights") or {} for group in (quantization.get("config_groups") or {}).values()]
+            kinds = {(weights.get("num_bits"), weights.get("type")) for weights in groups}
+        except (AttributeError, TypeError) as error:
+            raise UsageError(f"{origin}: config_groups is malformed ({error}).", "Give the checkpoint's own file.") from None
         if (4, "int") in kinds:
             return "int4"
         return "nvfp4" if (4, "float") in kinds else "fp8"

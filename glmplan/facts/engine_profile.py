@@ -46,13 +46,18 @@ class AttentionOption(Frozen):
 
 
 class QuantizationOption(Frozen):
-    """How a checkpoint scheme is loaded on some GPUs. `scale_denominator`: scales are kept as values/denominator bytes."""
+    """How a checkpoint scheme is loaded on some GPUs.
+
+    `scale_denominator`: scales are kept as values / denominator bytes. `moe_scratch_percent`: what the MoE kernel allocates,
+    over one `[tokens * topk, hidden]` BF16 buffer and its partner.
+    """
 
     scheme: str
     sms: tuple[int, ...]
     amd: bool = False
     flags: tuple[str, ...] = ()
     scale_denominator: int | None = None
+    moe_scratch_percent: int = 100
     kernel: str
     evidence: Evidence
     source: str
@@ -64,6 +69,7 @@ class WeightRules(Frozen):
     indexer_layers: Literal["full", "all"]
     indexer_wk: Literal["checkpoint", "bf16"]
     absorbed_kv_b: bool
+    rope_element_bytes: int
     source: str
 
 
@@ -82,13 +88,19 @@ class ParallelRules(Frozen):
 
 
 class MtpRules(Frozen):
-    """Multi-token prediction: draft length, and whether it may run with a pipeline."""
+    """Multi-token prediction: draft length, and whether it may run with a pipeline.
+
+    `draft_before_pool`: the draft's weights and cell count when the pool is sized. `draft_embedding_while_sizing`: the
+    draft then still holds an embedding of its own, which it later shares.
+    """
 
     supported: bool
     default_steps: int = 3
     with_pipeline: Literal["no", "opt-in", "yes"]
     pipeline_env: dict[str, str] = Field(default_factory=dict)
     embedding_on_last_stage: bool = False
+    draft_before_pool: bool = True
+    draft_embedding_while_sizing: bool = False
     source: str
 
 

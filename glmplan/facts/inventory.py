@@ -52,6 +52,13 @@ def declared_inventory(text: str, nodes: int | None, per_node: int | None) -> In
         raise UsageError(f"--gpus {text!r} names {total:,} GPUs; {MAX_GPUS:,} is the limit.", "Name fewer.")
     if nodes is not None and nodes < 1:
         raise UsageError(f"--nodes is {nodes}; it must be at least 1.", "Give the number of hosts.")
+    if per_node is not None and per_node < 1:
+        raise UsageError(f"--gpus-per-node is {per_node}; it must be at least 1.", "Give the GPUs of one host.")
+    if nodes is not None and per_node is not None and nodes * per_node != total:
+        raise UsageError(
+            f"--nodes {nodes} of --gpus-per-node {per_node} are {nodes * per_node} GPUs, but --gpus names {total}.",
+            "Drop one of the two.",
+        )
     if nodes == 1 and len(groups) > 1:
         return Inventory(hosts=(_host("node0", [gpu for count, name in groups for gpu in [name] * count]),))
     hosts: list[list[str]] = []
@@ -127,7 +134,10 @@ def read_inventory(path: Path) -> Inventory:
         if not isinstance(entry, dict):
             raise UsageError(f"{path}: hosts entry {number} is not a table.", "Write [[hosts]] entries.")
         name = str(entry.get("name", f"node{number}"))
-        gpus = _file_gpus(list(entry.get("gpus", [])), f"{path}, host {name}")
+        listed = entry.get("gpus", [])
+        if not isinstance(listed, list):
+            raise UsageError(f"{path}, host {name}: gpus is not a list.", "Write [[hosts.gpus]] entries.")
+        gpus = _file_gpus(listed, f"{path}, host {name}")
         try:
             found.append(Host.model_validate({**entry, "name": name, "gpus": gpus}))
         except ValidationError as error:

@@ -52,10 +52,18 @@ class ModelConfig(Frozen):
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
 
+def _marks(words: list[str], key: str, yes: str, no: str) -> tuple[bool, ...]:
+    """One flag per layer from two known words."""
+    for layer, word in enumerate(words):
+        if word not in (yes, no):
+            raise ValueError(f"{key} calls layer {layer} {word!r}; {yes} and {no} are known")
+    return tuple(word == yes for word in words)
+
+
 def _indexer_full(raw: dict[str, Any], layers: int) -> tuple[bool, ...]:
     types = raw.get("indexer_types")
     if types:
-        return tuple(kind == "full" for kind in types)
+        return _marks(types, "indexer_types", "full", "shared")
     pattern = raw.get("index_topk_pattern")
     if pattern:
         return tuple(mark != "S" for mark in pattern)
@@ -70,7 +78,7 @@ def _indexer_full(raw: dict[str, Any], layers: int) -> tuple[bool, ...]:
 def _dense_layers(raw: dict[str, Any], layers: int) -> tuple[bool, ...]:
     kinds = raw.get("mlp_layer_types")
     if kinds:
-        return tuple(kind == "dense" for kind in kinds)
+        return _marks(kinds, "mlp_layer_types", "dense", "sparse")
     return tuple(layer < int(raw.get("first_k_dense_replace", 0)) for layer in range(layers))
 
 
@@ -86,9 +94,10 @@ def _check_lengths(config: ModelConfig, origin: str) -> None:
             f"{origin}: layer 0 is marked as sharing a top-k, but no layer before it computes one.",
             "Mark layer 0 as full in indexer_types.",
         )
-    for name in ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "n_routed_experts"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"{origin}: {name} is {getattr(config, name)}, which is below 1.", "Correct the file.")
+    for name, value in config:
+        least = 0 if name in ("num_nextn_predict_layers", "n_shared_experts") else 1
+        if isinstance(value, int) and value < least:
+            raise UsageError(f"{origin}: {name} is {value}, which is below {least}.", "Correct the file.")
 
 
 def parse_model_config(raw: dict[str, Any], origin: str) -> ModelConfig:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from glmplan.facts.base import Frozen
-from glmplan.facts.checkpoint import Format, StorageRule, StorageRules
+from glmplan.facts.checkpoint import LINEAR, Format, StorageRule, StorageRules
 from glmplan.facts.model_config import ModelConfig, parse_model_config
 
 Certainty = Literal["exact", "derived", "estimate"]
@@ -19,6 +19,17 @@ class RuleEntry(Frozen):
     roles: tuple[str, ...]
     layers: str | None = Field(default=None, pattern=r"^[0-9]+-[0-9]+$")
     format: Format
+
+    @model_validator(mode="after")
+    def _matches_something(self) -> RuleEntry:
+        unknown = sorted(set(self.roles) - LINEAR)
+        if unknown:
+            raise ValueError(f"no tensor has the role {unknown[0]!r}; roles are {', '.join(sorted(LINEAR))}")
+        if self.layers is not None:
+            first, last = (int(part) for part in self.layers.split("-"))
+            if first > last:
+                raise ValueError(f"the layers {self.layers!r} run backwards")
+        return self
 
     def rule(self) -> StorageRule:
         """The rule as the weight ledger uses it."""

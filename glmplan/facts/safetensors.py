@@ -54,9 +54,10 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def _check_end(path: Path, header: dict[str, Any], stored: int) -> None:
     try:
-        end = max((int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (KeyError, TypeError, IndexError, ValueError):
-        raise UsageError(f"{path} has a header entry without data_offsets.", "Download that file again.") from None
+        spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
+        end = max((stop for begin, stop in spans if 0 <= begin <= stop), default=0)
+    except (KeyError, TypeError, ValueError):
+        raise UsageError(f"{path} has an entry whose data_offsets are no pair of numbers.", "Download it again.") from None
     if end != stored:
         raise UsageError(
             f"{path} is incomplete: its tensors end at byte {end:,} but {stored:,} bytes follow the header.",
@@ -82,8 +83,9 @@ def read_checkpoint(folder: Path) -> StoredTensors | None:
             f"{folder} lacks {len(missing)} of {len(set(listed.values()))} shards that its index names, first {missing[0]}.",
             "Finish the download.",
         )
+    named = set(listed.values())
     if shards:
-        return _from_headers(folder, shards)
+        return _from_headers(folder, [shard for shard in shards if shard.name in named] if named else shards)
     if isinstance(total, int) and total > 0:
         return StoredTensors({}, total, 0, f"index total of {folder}")
     return None

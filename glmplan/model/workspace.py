@@ -27,13 +27,14 @@ class Shape:
     attention_tp: int
     graph_rows: int
     draft: bool
+    moe_scratch_percent: int = 100
 
 
 def moe_scratch_bytes(config: ModelConfig, shape: Shape) -> int:
     """The fused-MoE kernel's intermediate buffers for one chunk."""
     inter = config.moe_intermediate_size // shape.tp_size
     per_token = config.num_experts_per_tok * (max(2 * inter, config.hidden_size) + inter) * BF16
-    return shape.chunk_tokens * per_token
+    return shape.chunk_tokens * per_token * shape.moe_scratch_percent // 100
 
 
 def attention_scratch_bytes(config: ModelConfig, shape: Shape) -> int:
@@ -66,7 +67,8 @@ def activation_bytes(engine: EngineProfile, config: ModelConfig, shape: Shape, o
     if engine.family == "sglang":
         return residual_bytes(config, shape) + max(moe, attention)
     arena = max(moe, engine.reserve.indexer_logits_bytes or 0, *_vllm_prefill_arenas(engine, shape, option))
-    return residual_bytes(config, shape) + attention + arena
+    topk_buffer = shape.chunk_tokens * config.index_topk * 4
+    return residual_bytes(config, shape) + attention + arena + topk_buffer
 
 
 def _vllm_prefill_arenas(engine: EngineProfile, shape: Shape, option: AttentionOption) -> tuple[int, int]:

@@ -32,6 +32,10 @@ def suggestions(inventory: Inventory, found: Found, others: Iterable[Target]) ->
     context = largest_context(nearest.candidate, request.concurrency)
     if context >= 2048:
         yield f"--context {context} fits these GPUs as {nearest.candidate.layout}."
+    if request.mtp_steps:
+        fits = _fits(inventory, target, replace(request, mtp_steps=0))
+        if fits is not None:
+            yield f"--mtp off fits these GPUs as {fits}."
     for other in others:
         fits = _fits(inventory, other, request)
         if fits is not None:

@@ -62,7 +62,7 @@ def build_plan(found: Found, context: Context) -> Plan:
         inventory_origin=context.inventory_origin,
         layout=_layout(chosen),
         stages=_stages(chosen),
-        nodes=_nodes(chosen),
+        nodes=_nodes(chosen, tokens),
         ports=_ports(chosen),
         settings=_settings(chosen, tokens),
         weights=_weights(chosen, context),
@@ -178,7 +178,7 @@ def _stages(chosen: Evaluation) -> tuple[PlanStage, ...]:
     return tuple(found)
 
 
-def _nodes(chosen: Evaluation) -> tuple[PlanNode, ...]:
+def _nodes(chosen: Evaluation, tokens: int) -> tuple[PlanNode, ...]:
     target, found = chosen.candidate.target, []
     for rank, seats in enumerate(seats_by_host(chosen.candidate)):
         quantization = quantization_for(target.engine, target.scheme, seats[0].gpu)
@@ -194,6 +194,11 @@ def _nodes(chosen: Evaluation) -> tuple[PlanNode, ...]:
                 sm=seats[0].gpu.sm,
                 all_gpus_used=len(seats) == len(seats[0].host.gpus),
                 quantization_flags=quantization.flags,
+                kv_cache_bytes=max(
+                    chosen.stage_cells(stage).allocated * (tokens + chosen.candidate.slack)
+                    for stage, seated in enumerate(chosen.candidate.seats)
+                    if any(seat.host.name == seats[0].host.name for seat in seated)
+                ),
             )
         )
     return tuple(found)
@@ -250,7 +255,7 @@ def _settings(chosen: Evaluation, tokens: int) -> PlanSettings:
         max_total_tokens=tokens,
         chunk_tokens=candidate.shape.chunk_tokens,
         graph_max_bs=request.batch,
-        max_running_requests=request.batch,
+        max_running_requests=max(request.batch, request.concurrency),
         mtp_steps=request.mtp_steps,
         disable_shared_experts_fusion=fusion_unsafe and candidate.engine.family == "sglang",
         mixed_memory=min(rooms) * 10 < max(rooms) * 9,

@@ -10,20 +10,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from glmplan.facts.engine_profile import AttentionOption, EngineProfile
+from glmplan.facts.engine_profile import AttentionOption, EngineProfile, QuantizationOption
 from glmplan.facts.gpu import Gpu
 from glmplan.model import workspace
 from glmplan.model.kv_cache import KvCell, layer_cell
+from glmplan.model.tensors import Role
 from glmplan.model.workspace import Shape
 from glmplan.planning.layout import Layout, Seat
 from glmplan.planning.ledger import LineItem, Split, WeightLedger
-from glmplan.planning.ports import quantization_for
+from glmplan.planning.ports import kinds, quantization_for
 from glmplan.planning.request import Request, Target
 from glmplan.planning.stages import Cuts, StageCosts, best_cuts, pool_tokens
 
 MAX_FRACTION_STEPS = 9_900
 FRACTION_STEPS = 10_000
 """Memory fractions are written with four decimals; 0.99 is the largest ever emitted."""
+
+
+ROPE_ITEM = "RoPE table"
+STARTUP_ITEMS = ("other processes", "CUDA context", "NCCL buffers")
+"""What a rank has lost before it loads a weight."""
 
 
 def ceil_div(value: int, by: int) -> int:
@@ -77,6 +83,7 @@ class Candidate:
             attention_tp=self.layout.attention_tp,
             graph_rows=self.request.batch * (self.request.mtp_steps + 1),
             draft=self.mtp,
+            moe_scratch_percent=max(self._quantization(gpu).moe_scratch_percent for gpu in kinds(self.gpus)),
         )
 
     @property
@@ -97,10 +104,22 @@ class Candidate:
 
     def ledger(self, stage: int) -> WeightLedger:
         """Weights per layer of a stage; stages differ where their GPUs load the checkpoint differently."""
-        quantization = quantization_for(self.engine, self.target.scheme, self.seats[stage][0].gpu)
-        assert quantization is not None
-        split = Split(self.layout.tp, self.layout.attention_tp, self.layout.ep, quantization.scale_denominator)
+        quantization = self._quantization(self.seats[stage][0].gpu)
+        fused_on_amd = self.seats[stage][0].gpu.vendor == "amd" and self.engine.family == "sglang" and self.layout.ep > 1
+        split = Split(
+            self.layout.tp,
+            self.layout.attention_tp,
+            self.layout.ep,
+            quantization.scale_denominator,
+            # fused as expert 256, it stands whole in every EP group (0.5.23 fused_moe_triton/layer.py:416)
+            shared_tp=self.layout.tp // self.layout.ep if fused_on_amd else None,
+        )
         return weight_ledger(self.target, split)
+
+    def _quantization(self, gpu: Gpu) -> QuantizationOption:
+        found = quantization_for(self.engine, self.target.scheme, gpu)
+        assert found is not None
+        return found
 
     @cached_property
     def cells(self) -> list[KvCell]:
@@ -113,23 +132,37 @@ class Candidate:
         last = stage == self.layout.pp - 1
         items = [
             LineItem("other processes", gpu.memory_in_use_bytes, "others", "NVML or inventory"),
-            LineItem("CUDA context", reserve.cuda_context_bytes, "runtime", reserve.cuda_context_source),
+            LineItem("CUDA context", self._context_bytes(gpu), "runtime", reserve.cuda_context_source),
             LineItem("NCCL buffers", self._nccl_bytes(gpu), "runtime", reserve.nccl_source),
             LineItem(
                 "activations", workspace.activation_bytes(engine, config, self.shape, self.option), "runtime",
                 f"shapes of one forward pass over {self.shape.chunk_tokens:,} tokens (glmplan.model.workspace)",
             ),
+            LineItem(ROPE_ITEM, self.rope_bytes, "runtime", engine.weights.source),
             LineItem("CUDA graphs", workspace.graph_bytes(engine, self.shape), "runtime", reserve.graph_source),
         ]  # fmt: skip
         if last:
             size = workspace.sampling_bytes(config, self.shape)
             items.append(LineItem("sampling logits", size, "runtime", "rows x vocabulary, BF16 and F32"))
         margin = LineItem("margin", workspace.margin_bytes(gpu.capacity_bytes), "margin", "512 MiB and 1 % of the card")
-        outside = sum(item.bytes for item in items[3:]) + margin.bytes
+        outside = (
+            sum(item.bytes for item in items if item.group == "runtime" and item.name not in (*STARTUP_ITEMS, ROPE_ITEM))
+            + margin.bytes
+        )
         scratch = workspace.indexer_scratch_bytes(engine, self.shape, self.option, outside, gpu.capacity_bytes)
         if scratch:
             items.append(LineItem("indexer logits", scratch, "runtime", reserve.indexer_source))
         return [item for item in [*items, margin] if item.bytes]
+
+    @property
+    def rope_bytes(self) -> int:
+        """The cosine and sine table over every position, which is made with the weights."""
+        config = self.target.config
+        return config.max_position_embeddings * config.qk_rope_head_dim * self.engine.weights.rope_element_bytes
+
+    def _context_bytes(self, gpu: Gpu) -> int:
+        """AMD's usable memory was read beside a running context (records 8 and 9), so it is not charged again."""
+        return 0 if gpu.vendor == "amd" else self.engine.reserve.cuda_context_bytes
 
     def _nccl_bytes(self, gpu: Gpu) -> int:
         reserve = self.engine.reserve
@@ -155,7 +188,7 @@ class Candidate:
             ledger = self.ledger(stage)
             ends = sum(ledger.ends(stage == 0, stage == stages - 1, self.mtp).values())
             tightest = self.tightest_gpu(stage)
-            fixed.append(ends + sum(item.bytes for item in self.reserve_items(stage, tightest)))
+            fixed.append(ends + self._reserved(stage, tightest))
             capacity.append(tightest.capacity_bytes)
             weights.append(ledger.prefix)
         mtp_cell = self.cells[layers].allocated if self.mtp else 0
@@ -164,7 +197,18 @@ class Candidate:
 
     def tightest_gpu(self, stage: int) -> Gpu:
         """The GPU of a stage with the least memory to give."""
-        return min((seat.gpu for seat in self.seats[stage]), key=lambda gpu: gpu.available_bytes)
+        return self._tightest[stage]
+
+    @cached_property
+    def _tightest(self) -> list[Gpu]:
+        found = []
+        for stage, seats in enumerate(self.seats):
+            unlike = {(s.gpu.capacity_bytes, s.gpu.memory_in_use_bytes, s.gpu.has_fast_link): s.gpu for s in seats}
+            found.append(min(unlike.values(), key=lambda gpu: gpu.capacity_bytes - self._reserved(stage, gpu)))
+        return found
+
+    def _reserved(self, stage: int, gpu: Gpu) -> int:
+        return sum(item.bytes for item in self.reserve_items(stage, gpu))
 
     @cached_property
     def legal_start(self) -> list[bool]:
@@ -280,22 +324,36 @@ def _stage_bases(found: Evaluation) -> list[tuple[int, int]]:
     bases = []
     for stage in range(found.candidate.layout.pp):
         gpu = found.candidate.tightest_gpu(stage)
-        taken = sum(
-            item.bytes
-            for item in found.candidate.reserve_items(stage, gpu)
-            if item.name in ("other processes", "CUDA context", "NCCL buffers")
-        )
+        taken = sum(item.bytes for item in found.candidate.reserve_items(stage, gpu) if item.name in STARTUP_ITEMS)
         before = gpu.capacity_bytes - taken
-        bases.append((before, before - found.stage_weights(stage)))
+        bases.append((before, before - found.stage_weights(stage) - found.candidate.rope_bytes))
     return bases
 
 
-def _sglang_budget(found: Evaluation) -> Budget:
+def _draft_correction(found: Evaluation, stage: int) -> tuple[int, int]:
+    """Bytes to add to what is free after loading, and to the cell, when SGLang sizes the pool with MTP on.
+
+    0.5.23 still holds the draft's own embedding then; 0.5.13.post1 has not loaded the draft yet.
+    """
     candidate = found.candidate
+    rules = candidate.engine.mtp
+    if not candidate.mtp or stage != candidate.layout.pp - 1:
+        return 0, 0
+    if not rules.draft_before_pool:
+        return sum(candidate.ledger(stage).mtp_account().values()), -candidate.cells[-1].budgeted
+    if not rules.draft_embedding_while_sizing:
+        return 0, 0
+    embedding = candidate.target.weights.outer[Role.EMBEDDING].total
+    return -ceil_div(embedding, candidate.layout.attention_tp), 0
+
+
+def _sglang_budget(found: Evaluation) -> Budget:
+    candidate, stages = found.candidate, range(found.candidate.layout.pp)
     bases = _stage_bases(found)
+    corrections = [_draft_correction(found, stage) for stage in stages]
     before = max(min(base for base, _ in bases), 1)
-    after = min(left for _, left in bases)
-    cell = max(found.stage_cells(stage).budgeted for stage in range(candidate.layout.pp))
+    after = min(left + extra for (_, left), (extra, _) in zip(bases, corrections, strict=True))
+    cell = max(found.stage_cells(stage).budgeted + corrections[stage][1] for stage in stages)
 
     def tokens_at(steps: int) -> int:
         pool = after - ceil_div(before * (FRACTION_STEPS - steps), FRACTION_STEPS)

@@ -33,12 +33,17 @@ class LineItem:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What divides weights. `scale_denominator`: a loader that keeps scales as values / denominator bytes."""
+    """What divides weights.
+
+    `scale_denominator`: a loader that keeps scales as values / denominator bytes. `shared_tp`: ranks the shared expert is
+    divided over, where that is not `tp`.
+    """
 
     tp: int
     attention_tp: int
     ep: int
     scale_denominator: int | None = None
+    shared_tp: int | None = None
 
 
 _LINES: dict[Role, str] = {
@@ -63,10 +68,13 @@ _TP_ROLES = {Role.DENSE_MLP, Role.SHARED_EXPERT, Role.ROUTED_EXPERTS, Role.LM_HE
 _ATTENTION_TP_ROLES = {Role.Q_B, Role.KV_B, Role.O_PROJ, Role.EMBEDDING}
 
 
-def shards(role: Role, split: Split) -> int:
+def shards(role: Role, split: Split, family: str = "sglang") -> int:
     """Over how many ranks a role's tensors are divided; 1 means replicated."""
+    if role is Role.SHARED_EXPERT and split.shared_tp is not None:
+        return split.shared_tp
     if role in _TP_ROLES:
-        return split.tp
+        # a data-parallel engine of vLLM has a TP group of its own; only the routed experts span all of them
+        return split.tp if family == "sglang" or role is Role.ROUTED_EXPERTS else split.attention_tp
     return split.attention_tp if role in _ATTENTION_TP_ROLES else 1
 
 
@@ -81,8 +89,8 @@ class _Account:
             self.lines[(line, kind)] = self.lines.get((line, kind), 0) + count
 
 
-def _add_role(account: _Account, role: Role, stored: StoredBytes, split: Split) -> None:
-    count = shards(role, split)
+def _add_role(account: _Account, role: Role, stored: StoredBytes, split: Split, family: str) -> None:
+    count = shards(role, split, family)
     kind: Kind = "sharded" if count > 1 else "replicated"
     account.add(_LINES[role], kind, -(-stored.values // count))
     account.add(f"block scales, {kind}", kind, -(-stored.scales // count))
@@ -98,7 +106,7 @@ def layer_account(
     """Bytes of one layer on one rank by (line, kind)."""
     account = _Account({})
     for role, stored in roles.items():
-        _add_role(account, role, stored, split)
+        _add_role(account, role, stored, split, engine.family)
     if engine.weights.absorbed_kv_b:
         width = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
         account.add("absorbed kv_b (w_kc, w_vc)", "derived", 2 * width * config.kv_lora_rank // split.attention_tp)
@@ -143,13 +151,13 @@ class WeightLedger:
         account = _Account({})
         embedding_again = last and not first and mtp and self.engine.mtp.embedding_on_last_stage
         if first:
-            _add_role(account, Role.EMBEDDING, self.weights.outer[Role.EMBEDDING], self.split)
+            _add_role(account, Role.EMBEDDING, self.weights.outer[Role.EMBEDDING], self.split, self.engine.family)
         if embedding_again:
             stored = self.weights.outer[Role.EMBEDDING]
             account.add("embedding for the MTP layer", "derived", -(-stored.total // self.split.attention_tp))
         if last:
             for role in (Role.LM_HEAD, Role.FINAL_NORM):
-                _add_role(account, role, self.weights.outer[role], self.split)
+                _add_role(account, role, self.weights.outer[role], self.split, self.engine.family)
             if mtp:
                 for key, count in self.mtp_account().items():
                     account.add(*key, count)

@@ -80,6 +80,7 @@ class PlanNode(Frozen):
     sm: int | None
     all_gpus_used: bool
     quantization_flags: tuple[str, ...]
+    kv_cache_bytes: int
 
 
 class PlanPort(Frozen):

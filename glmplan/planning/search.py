@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from glmplan.errors import UsageError
-from glmplan.facts.engine_profile import AttentionOption
+from glmplan.facts.engine_profile import AttentionOption, QuantizationOption
 from glmplan.facts.gpu import Gpu
 from glmplan.facts.host import Host, Inventory
 from glmplan.planning.evaluate import Candidate, Evaluation, layer_cells
@@ -63,7 +63,7 @@ class Found:
         assert self.bench is not None
         hosts, request = self.bench.hosts, self.request
         misses = [r for r in self.rejected if r.candidate is not None or r.shortfall_bytes]
-        misses.sort(key=lambda r: (r.shortfall_bytes * (1 + tier(r.layout, hosts, request)), r.layout.pp))
+        misses.sort(key=lambda r: (r.shortfall_bytes * (1 + 2 * tier(r.layout, hosts, request)), r.layout.pp))
         for miss in misses:
             candidate = miss.candidate or next(self.bench.candidates(miss.layout), None)
             evaluation = candidate.evaluate() if candidate is not None else None
@@ -302,7 +302,7 @@ def _not_seated(layout: Layout, target: Target) -> tuple[str, str]:
     if layout.dcp > 1:
         return "no attention backend of these GPUs shards the context", "use dcp=1"
     return (
-        f"no {layout.nodes} hosts have {layout.gpus_per_node} GPUs each that share one attention backend",
+        f"no {layout.nodes} hosts have {layout.gpus_per_node} GPUs each that share a backend and load weights alike",
         "name GPUs that share a backend, or another --kv-dtype",
     )
 
@@ -380,14 +380,20 @@ class Bench:
         )
 
     def _able(self, host: Host, option: AttentionOption) -> list[Gpu]:
-        """GPUs of a host that run the option and the checkpoint, roomiest first."""
-        runs = {
-            (gpu.vendor, gpu.sm): choose_attention([option], [gpu]) is not None
-            and quantization_for(self.target.engine, self.target.scheme, gpu) is not None
-            for gpu in kinds(host.gpus)
-        }
-        able = [gpu for gpu in host.gpus if runs[(gpu.vendor, gpu.sm)]]
-        return sorted(able, key=lambda gpu: (-gpu.available_bytes, gpu.index))
+        """GPUs of a host that run the option and load the checkpoint alike, roomiest first."""
+        groups: dict[QuantizationOption, list[Gpu]] = {}
+        loads = {(gpu.vendor, gpu.sm): self._loads(option, gpu) for gpu in kinds(host.gpus)}
+        for gpu in host.gpus:
+            how = loads[(gpu.vendor, gpu.sm)]
+            if how is not None:
+                groups.setdefault(how, []).append(gpu)
+        most = max(groups.values(), key=lambda gpus: (len(gpus), sum(g.available_bytes for g in gpus)), default=[])
+        return sorted(most, key=lambda gpu: (-gpu.available_bytes, gpu.index))
+
+    def _loads(self, option: AttentionOption, gpu: Gpu) -> QuantizationOption | None:
+        if choose_attention([option], [gpu]) is None:
+            return None
+        return quantization_for(self.target.engine, self.target.scheme, gpu)
 
     def surely_short(self, layout: Layout) -> int:
         """Bytes that every rank lacks even on the roomiest GPU, with all weights sharded and no reserves."""
@@ -407,7 +413,9 @@ class Bench:
             if choose_attention(self.options, [gpu for _, gpus in chosen for gpu in kinds(gpus)]) is not option:
                 continue
             for order in _orders(chosen):
-                yield Candidate(self.target, self.request, layout, seat_ranks(layout, order), option)
+                seats = seat_ranks(layout, order)
+                if all(len({self._loads(option, seat.gpu) for seat in stage}) == 1 for stage in seats):
+                    yield Candidate(self.target, self.request, layout, seats, option)
 
 
 def _roomiest(able: list[tuple[Host, list[Gpu]]], layout: Layout) -> list[tuple[Host, list[Gpu]]]:

@@ -40,7 +40,9 @@ def test_bytes_per_token_of_the_whole_model(engine_name, kv_format, model, plain
         assert whole(engine_name, kv_format, model, mtp=True).allocated == with_mtp
 
 
-@pytest.mark.parametrize(("engine_name", "model", "layers"), [(VLLM, "glm-5.2", 21), (OLD, "glm-5.2", 78), (NEW, "glm-5.1", 78)])
+@pytest.mark.parametrize(
+    ("engine_name", "model", "layers"), [(VLLM, "glm-5.2", 21), (OLD, "glm-5.2", 78), (NEW, "glm-5.1", 78)]
+)
 def test_index_rows_stand_on_the_layers_that_have_a_buffer(engine_name, model, layers):
     assert whole(engine_name, "bf16", model).index_k == layers * 132
 
