@@ -18,7 +18,7 @@ class Ran(NamedTuple):
     err: str
 
 
-@pytest.fixture()
+@pytest.fixture
 def glmplan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     """`glmplan("size", "--gpu", "h200")` runs the command line."""
 

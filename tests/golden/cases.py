@@ -45,7 +45,9 @@ CASES = {
         "sglang", 80, 81920, "int4", hook=True, gpus="8x a100-80g", checkpoint="awq-int4", context="32k", concurrency=4
     ),
     "8x H200 FP8, 0.5.23": _case("sglang", 90, 143771, gpus="8x h200", mtp="on"),
-    "16x H200 attention-DP, 0.5.23": _case("sglang", 90, 143771, gpus="16x h200", pin="tp=8,dp=8,ep=8", concurrency=64, context="64k"),
+    "16x H200 attention-DP, 0.5.23": _case(
+        "sglang", 90, 143771, gpus="16x h200", pin="tp=8,dp=8,ep=8", concurrency=64, context="64k"
+    ),
     "8x H200 W4AFP8, 0.5.23": _case("sglang", 90, 143771, "w4afp8", gpus="8x h200", checkpoint="w4afp8", context="1M"),
     "32x 4090 48 GB, 0.5.13.post1": _case("sglang-0.5.13.post1", 89, 49140, gpus="32x rtx-4090-48g", nodes=4),
     "8x H200 W4AFP8 with MTP, 0.5.13.post1": _case(
