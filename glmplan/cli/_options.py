@@ -28,9 +28,16 @@ class PlanningOptions:
     ] = None
     gpu: Annotated[
         str | None,
-        typer.Option(help="A GPU without a count: answers with the smallest count.", rich_help_panel=HARDWARE),
+        typer.Option(
+            help="A GPU without a count: answers with the smallest of 1, 2, 4 in a node, then whole nodes.",
+            rich_help_panel=HARDWARE,
+        ),
     ] = None
     inventory: Annotated[Path | None, typer.Option(help="Hosts and GPUs from a TOML file.", rich_help_panel=HARDWARE)] = None
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A deployment that was run, as defaults: 8x-h200, for example.", rich_help_panel=HARDWARE),
+    ] = None
     profile: Annotated[
         list[Path] | None,
         typer.Option(help="A GPU profile of your own (TOML); may be repeated.", rich_help_panel=HARDWARE),
@@ -50,17 +57,21 @@ class PlanningOptions:
         str | None, typer.Option(help="What the nodes load: a path there, or a repository.", rich_help_panel=MODEL)
     ] = None
     engine: Annotated[
-        str, typer.Option(help="sglang (newest), sglang-0.5.13.post1, vllm, or a patched build.", rich_help_panel=MODEL)
-    ] = "sglang"
+        str | None,
+        typer.Option(help="sglang (newest; default), sglang-0.5.13.post1, vllm, or a patched build.", rich_help_panel=MODEL),
+    ] = None
     context: Annotated[
         str | None,
         typer.Option(help="Tokens of one request (131072, 128k, 1M). Default: the longest that fits.", rich_help_panel=LOAD),
     ] = None
-    concurrency: Annotated[int, typer.Option(help="Requests of that length at once.", rich_help_panel=LOAD)] = 1
+    concurrency: Annotated[
+        int | None, typer.Option(help="Requests of that length at once (default 1).", rich_help_panel=LOAD)
+    ] = None
     kv_dtype: Annotated[str, typer.Option(help="auto, fp8, bf16 or a format's id.", rich_help_panel=LOAD)] = "auto"
     mtp: Annotated[
-        str, typer.Option(help="Multi-token prediction: off, on, or draft steps (1 to 8).", rich_help_panel=LOAD)
-    ] = "off"
+        str | None,
+        typer.Option(help="Multi-token prediction: off (default), on, or draft steps (1 to 8).", rich_help_panel=LOAD),
+    ] = None
     mem_fraction: Annotated[
         float | None,
         typer.Option(help="The engine's memory fraction, instead of the planned one.", rich_help_panel=LOAD),

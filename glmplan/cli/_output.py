@@ -26,6 +26,9 @@ GROUPS = (
 )
 
 
+MARKS = {"weights": "█", "kv_cache": "▓", "runtime": "▒", "margin": "░", "others": "×"}
+
+
 def console() -> Console:
     """The console for data."""
     if sys.stdout.isatty():
@@ -47,15 +50,14 @@ def worst(plan: Plan) -> PlanRank:
     return next(rank for rank in plan.ranks if (rank.pp_rank, rank.tp_rank) == key)
 
 
-def memory_bar(rank: PlanRank, width: int = 72) -> Text:
+def memory_bar(rank: PlanRank, width: int = 64) -> Text:
     """One character per share of the capacity; an overfull rank fills the bar and says by how much."""
     scale = max(rank.capacity_bytes, rank.total_bytes)
     bar, used, drawn = Text(), 0, 0
-    marks = {"weights": "█", "kv_cache": "▓", "runtime": "▒", "margin": "░", "others": "×"}
     for name, _, colour in GROUPS:
         used += group_bytes(rank)[name]
         upto = round(width * used / scale)
-        bar.append(marks[name] * (upto - drawn), style=colour)
+        bar.append(MARKS[name] * (upto - drawn), style=colour)
         drawn = upto
     bar.append("·" * (width - drawn))
     return bar
@@ -66,7 +68,7 @@ def print_plan(out: Console, plan: Plan) -> None:
     _headline(out, plan)
     _facts(out, plan)
     _stage_table(out, plan)
-    _worst_bar(out, plan)
+    _worst_bars(out, plan)
     _port_table(out, plan)
     for warning in plan.warnings:
         out.print(f"[yellow]note[/] {escape(warning)}", soft_wrap=True)
@@ -97,7 +99,7 @@ def _headline(out: Console, plan: Plan) -> None:
     stages = f"{', '.join(map(str, plan.layout.stages))} layers"
     stages = f"stages of {stages}" if plan.layout.pp_size > 1 else f"one stage of {stages}"
     if plan.fits:
-        count = f"{plan.smallest_count} GPUs are the fewest that carry it" if plan.smallest_count else "It fits"
+        count = f"{plan.smallest_count} GPUs are the fewest in usual servers" if plan.smallest_count else "It fits"
         out.print(f"[bold green]{count}[/], as [bold]{layout}[/], {stages}.\n")
         return
     rank = worst(plan)
@@ -156,17 +158,21 @@ def _stage_table(out: Console, plan: Plan) -> None:
     out.print(table)
 
 
-def _worst_bar(out: Console, plan: Plan) -> None:
+def _worst_bars(out: Console, plan: Plan) -> None:
     rank = worst(plan)
     out.print(
-        f"\n[bold]Fullest rank[/]: pp_rank {rank.pp_rank}, tp_rank {rank.tp_rank} ({rank.host}, GPU {rank.gpu_index}, "
-        f"{rank.gpu}), {100 * rank.total_bytes / rank.capacity_bytes:.1f} %"
+        f"\n[bold]Ranks of the fullest stage[/]: pp_rank {rank.pp_rank}; fullest is tp_rank {rank.tp_rank} on {rank.host}, "
+        f"GPU {rank.gpu_index} ({rank.gpu}), {100 * rank.total_bytes / rank.capacity_bytes:.1f} %",
+        soft_wrap=True,
     )
-    out.print("  ", memory_bar(rank), sep="")
+    for one in (one for one in plan.ranks if one.pp_rank == rank.pp_rank):
+        free = one.capacity_bytes - one.total_bytes
+        left = f"{format_bytes(free)} free" if free >= 0 else f"[red]{format_bytes(-free)} short[/]"
+        out.print(f"  tp_rank {one.tp_rank:>2} ", memory_bar(one), f" {left}", sep="", soft_wrap=True)
     sums = group_bytes(rank)
-    legend = [f"[{colour}]■[/] {label} {format_bytes(sums[name])}" for name, label, colour in GROUPS if sums[name]]
-    free = rank.capacity_bytes - rank.total_bytes
-    legend.append(f"free {format_bytes(free)}" if free >= 0 else f"[red]short {format_bytes(-free)}[/]")
+    legend = [
+        f"[{colour}]{MARKS[name]}[/] {label} {format_bytes(sums[name])}" for name, label, colour in GROUPS if sums[name]
+    ]
     out.print("  " + "   ".join(legend) + "\n")
 
 

@@ -12,7 +12,7 @@ from glmplan.errors import GlmplanError, UsageError
 from glmplan.facts.engine_profile import EngineProfile
 from glmplan.facts.host import Inventory
 from glmplan.facts.inventory import declared_inventory, default_inventory, read_inventory
-from glmplan.facts.profiles import add_gpu_profile, engine_profile, gpu_profile, gpu_profiles, model_profile
+from glmplan.facts.profiles import add_gpu_profile, engine_profile, gpu_profile, gpu_profiles, model_profile, recipe
 from glmplan.planning.build import Context, build_plan
 from glmplan.planning.plan import Plan
 from glmplan.planning.request import OBJECTIVES, Pins, Request, Target
@@ -22,6 +22,7 @@ from glmplan.units import nearest, parse_tokens
 COUNT_CONTEXT_TOKENS = 131_072
 """The context that `--gpu NAME` without a count is answered for, when none is given."""
 MOST_COUNTED_NODES = 128
+MOST_REQUESTS = 65_536
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def make_plan(options: PlanningOptions, with_changes: bool = True) -> Plan:
     """
     for path in options.profile or []:
         add_gpu_profile(path)
-    engine = engine_profile(options.engine)
+    options = with_recipe(options)
+    engine = engine_profile(options.engine or "sglang")
     loaded = _load(options, engine)
     request = _request(options, loaded.target, engine)
     contexts = _contexts(options, loaded.target, request)
@@ -51,6 +53,27 @@ def make_plan(options: PlanningOptions, with_changes: bool = True) -> Plan:
             options, Inputs(declared_inventory(f"1x {options.gpu}", 1, 1), loaded, request, contexts, with_changes)
         )
     return _plan(options, Inputs(find_inventory(options), loaded, request, contexts, with_changes))
+
+
+def with_recipe(options: PlanningOptions) -> PlanningOptions:
+    """The options with a recipe's where the user gave none."""
+    if options.recipe is None:
+        return options
+    found = recipe(options.recipe)
+    plain = PlanningOptions()
+    unknown = sorted(set(found.options) - set(vars(plain)))
+    if unknown:
+        raise UsageError(f"The recipe {found.name} has an unknown option {unknown[0]!r}.", "Correct the recipe.")
+    hardware = {"gpus", "nodes", "gpus_per_node", "gpu", "inventory"}
+    own_hardware = any(getattr(options, name) is not None for name in hardware)
+    own_model = any(getattr(options, name) is not None for name in ("model_config", "model_path"))
+    chosen = {}
+    for name, value in found.options.items():
+        if (name in hardware and own_hardware) or (name == "checkpoint" and own_model):
+            continue
+        if getattr(options, name) == getattr(plain, name):
+            chosen[name] = value
+    return replace(options, **chosen)  # type: ignore[arg-type]
 
 
 def find_inventory(options: PlanningOptions) -> Inventory:
@@ -89,8 +112,11 @@ def _load(options: PlanningOptions, engine: EngineProfile) -> Loaded:
 
 
 def _request(options: PlanningOptions, target: Target, engine: EngineProfile) -> Request:
-    if options.concurrency < 1:
-        raise UsageError(f"--concurrency is {options.concurrency}; it must be at least 1.", "Give the requests at once.")
+    concurrency = 1 if options.concurrency is None else options.concurrency
+    if not 1 <= concurrency <= MOST_REQUESTS:
+        raise UsageError(
+            f"--concurrency is {concurrency}; it must lie in 1 to {MOST_REQUESTS:,}.", "Give the requests at once."
+        )
     fraction = options.mem_fraction
     if fraction is not None and not 0.1 <= fraction < 1:
         raise UsageError(f"--mem-fraction is {fraction:g}; it must lie in 0.1 to below 1.", "Try 0.9.")
@@ -100,12 +126,12 @@ def _request(options: PlanningOptions, target: Target, engine: EngineProfile) ->
         raise UsageError(f"--graph-max-bs is {options.graph_max_bs}; it must lie in 0 to 4096.", "Try 32.")
     if options.objective not in OBJECTIVES:
         raise UsageError(f"No objective is named {options.objective!r}.", nearest(options.objective, list(OBJECTIVES)))
-    steps = _mtp_steps(options.mtp, engine)
+    steps = _mtp_steps(options.mtp or "off", engine)
     if steps and not target.weights.mtp:
         raise UsageError(f"--mtp is on, but the checkpoint {target.checkpoint_name} has no MTP layer.", "Turn --mtp off.")
     return Request(
         context_tokens=0,
-        concurrency=options.concurrency,
+        concurrency=concurrency,
         kv_dtype=options.kv_dtype,
         mtp_steps=steps,
         mem_fraction=fraction,

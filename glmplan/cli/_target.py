@@ -76,11 +76,7 @@ def folder_target(folder: Path, engine: EngineProfile, model_path: str | None) -
     target = Target(
         folder.name, config, weights, scheme, scheme, model_path or str(folder.resolve()), engine, certainty, note
     )
-    return Loaded(target, None if stored is None or not stored.files else _disk_bytes(folder))
-
-
-def _disk_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return Loaded(target, None if stored is None else stored.file_bytes)
 
 
 def _folder_weights(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from glmplan.cli._options import PlanningOptions, takes_planning_options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from glmplan.planning.plan import Plan
 
 EXAMPLES = """Examples:
 
@@ -16,6 +21,8 @@ glmplan size --gpus "24x rtx-4090-48g" --nodes 3
 glmplan size --gpu rtx-5090 --context 131072
 
 glmplan size --gpus "8x a100-80g" --checkpoint awq-int4 --explain
+
+glmplan size --recipe 8x-h200
 
 glmplan size --inventory hosts.toml --context 256k --concurrency 8 --save plan.json"""
 
@@ -46,13 +53,13 @@ def size(
         raise typer.Exit(3)
 
 
-def _print(plan: object, explain: bool, rejected: bool, save: Path | None) -> None:
+def _print(plan: Plan, explain: bool, rejected: bool, save: Path | None) -> None:
     from glmplan.cli import _output
-    from glmplan.planning.plan import Plan
 
-    assert isinstance(plan, Plan)
     out = _output.console()
     _output.print_plan(out, plan)
+    if plan.fits and plan.nodes[0].sm is not None:
+        _flags(out, plan)
     if explain:
         _output.print_explanation(out, plan)
     if rejected:
@@ -63,3 +70,15 @@ def _print(plan: object, explain: bool, rejected: bool, save: Path | None) -> No
         _output.print_lines(out, ["Next: the same options with `glmplan launch --dry-run` print each node's command."])
     elif save is not None:
         out.print(f"[yellow]Not saved:[/] {save} would hold a plan that does not fit.", soft_wrap=True)
+
+
+def _flags(out: Console, plan: Plan) -> None:
+    """The first node's command on a few lines; the other nodes differ in their rank."""
+    from glmplan.cli import _output
+    from glmplan.cli.launch import node_commands
+    from glmplan.engines.base import Endpoints, wrapped
+
+    command = node_commands(plan, Endpoints())[0]
+    out.print("[bold]Flags[/] (first node; the others differ in their rank)")
+    _output.print_lines(out, ["  " + line for line in wrapped(command)])
+    out.print()

@@ -54,14 +54,28 @@ def visible_devices(node: PlanNode) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, indexes)), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
+def _pieces(command: NodeCommand) -> list[str]:
+    """Quoted shell words, an option together with its values."""
+    pieces = [f"{name}={shlex.quote(value)}" for name, value in sorted(command.environment.items())]
+    program = len(pieces)
+    for word in map(shlex.quote, command.argv):
+        if word.startswith("--") or len(pieces) == program:
+            pieces.append(word)
+        else:
+            pieces[-1] += f" {word}"
+    return pieces
+
+
 def render(command: NodeCommand) -> str:
     """Shell text of a command, one option a line."""
-    lines = [f"{name}={shlex.quote(value)}" for name, value in sorted(command.environment.items())]
-    words = [shlex.quote(word) for word in command.argv]
-    options: list[str] = []
-    for word in words:
-        if word.startswith("--") or not options:
-            options.append(word)
-        else:
-            options[-1] += f" {word}"
-    return " \\\n  ".join([*lines, *options])
+    return " \\\n  ".join(_pieces(command))
+
+
+def wrapped(command: NodeCommand, width: int = 112) -> list[str]:
+    """The command on as few lines as fit the width, broken between options."""
+    lines = [""]
+    for piece in _pieces(command):
+        if lines[-1] and len(lines[-1]) + len(piece) + 1 > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {piece}".strip()
+    return lines

@@ -94,6 +94,12 @@ def _check_lengths(config: ModelConfig, origin: str) -> None:
             f"{origin}: layer 0 is marked as sharing a top-k, but no layer before it computes one.",
             "Mark layer 0 as full in indexer_types.",
         )
+    if config.num_nextn_predict_layers > 1 or config.num_hidden_layers > 1024:
+        raise UsageError(
+            f"{origin}: {config.num_hidden_layers:,} layers and {config.num_nextn_predict_layers:,} MTP layers are more than "
+            "the family has (up to 1,024 and 1).",
+            "Correct num_hidden_layers or num_nextn_predict_layers.",
+        )
     for name, value in config:
         least = 0 if name in ("num_nextn_predict_layers", "n_shared_experts") else 1
         if isinstance(value, int) and value < least:

@@ -54,6 +54,13 @@ class CheckpointProfile(Frozen):
     note: str = ""
     rules: tuple[RuleEntry, ...] = ()
 
+    @model_validator(mode="after")
+    def _f32_roles_exist(self) -> CheckpointProfile:
+        unknown = sorted(set(self.f32_roles) - LINEAR - {"router", "router_bias", "norm"})
+        if unknown:
+            raise ValueError(f"no tensor has the role {unknown[0]!r}")
+        return self
+
     def storage_rules(self) -> StorageRules:
         """The storage rule of every tensor."""
         return StorageRules(

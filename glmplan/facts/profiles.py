@@ -2,7 +2,7 @@
 
 Packaged profiles lie in `glmplan/profiles` inside a wheel, or in `profiles/` of a checkout (recognised by the
 pyproject.toml beside it). Files of the user win over packaged ones of the same name: `--profile PATH` (a TOML file),
-and the folders of GLMPLAN_PROFILES (os.pathsep-separated, with gpus/, models/ and engines/ inside).
+and the folders of GLMPLAN_PROFILES (os.pathsep-separated, with gpus/, models/, engines/ and recipes/ inside).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from glmplan.facts.engine_profile import EngineProfile
 from glmplan.facts.gpu_profile import GpuProfile
 from glmplan.facts.model_config import first_problem
 from glmplan.facts.model_profile import CheckpointProfile, ModelProfile
+from glmplan.facts.recipe import Recipe
 from glmplan.units import nearest
 
 P = TypeVar("P", bound=BaseModel)
@@ -143,6 +144,19 @@ def checkpoint_profile(model: ModelProfile, name: str) -> CheckpointProfile:
             return checkpoint
     names = [checkpoint.name for checkpoint in model.checkpoints]
     raise UsageError(f"{model.title} has no checkpoint named {name!r}.", nearest(name, names))
+
+
+def recipe_names() -> list[str]:
+    """Names of all recipes."""
+    return sorted(_files("recipes"))
+
+
+def recipe(name: str) -> Recipe:
+    """One recipe by name."""
+    path = _files("recipes").get(name)
+    if path is None:
+        raise UsageError(f"No recipe is named {name!r}.", nearest(name, recipe_names()))
+    return parse(Recipe, path)
 
 
 def engine_names() -> list[str]:

@@ -27,6 +27,7 @@ class StoredTensors:
     total_bytes: int
     files: int
     origin: str
+    file_bytes: int | None = None
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -55,7 +56,9 @@ def read_header(path: Path) -> dict[str, Any]:
 def _check_end(path: Path, header: dict[str, Any], stored: int) -> None:
     try:
         spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
-        end = max((stop for begin, stop in spans if 0 <= begin <= stop), default=0)
+        if any(not 0 <= begin <= stop for begin, stop in spans):
+            raise ValueError("a tensor ends before it begins")
+        end = max((stop for _, stop in spans), default=0)
     except (KeyError, TypeError, ValueError):
         raise UsageError(f"{path} has an entry whose data_offsets are no pair of numbers.", "Download it again.") from None
     if end != stored:
@@ -99,4 +102,5 @@ def _from_headers(folder: Path, shards: list[Path]) -> StoredTensors:
                 begin, end = entry["data_offsets"]
                 found[name] = int(end) - int(begin)
     origin = f"safetensors headers of {folder} ({len(shards)} files)"
-    return StoredTensors(found, sum(found.values()), len(shards), origin)
+    file_bytes = sum(shard.stat().st_size for shard in shards)
+    return StoredTensors(found, sum(found.values()), len(shards), origin, file_bytes)

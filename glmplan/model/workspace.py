@@ -27,6 +27,7 @@ class Shape:
     attention_tp: int
     graph_rows: int
     draft: bool
+    sampling_rows: int
     moe_scratch_percent: int = 100
 
 
@@ -53,7 +54,7 @@ def residual_bytes(config: ModelConfig, shape: Shape) -> int:
 
 def sampling_bytes(config: ModelConfig, shape: Shape) -> int:
     """BF16 logits gathered over TP and their F32 copy, last stage only."""
-    return shape.graph_rows * config.vocab_size * (BF16 + 4)
+    return shape.sampling_rows * config.vocab_size * (BF16 + 4)
 
 
 def activation_bytes(engine: EngineProfile, config: ModelConfig, shape: Shape, option: AttentionOption) -> int:

@@ -32,6 +32,10 @@ def suggestions(inventory: Inventory, found: Found, others: Iterable[Target]) ->
     context = largest_context(nearest.candidate, request.concurrency)
     if context >= 2048:
         yield f"--context {context} fits these GPUs as {nearest.candidate.layout}."
+    if request.mtp_steps and not request.allow_pipeline_mtp:
+        fits = _fits(inventory, target, replace(request, allow_pipeline_mtp=True))
+        if fits is not None:
+            yield f"--allow-pipeline-mtp (experimental in this engine) fits these GPUs as {fits}."
     if request.mtp_steps:
         fits = _fits(inventory, target, replace(request, mtp_steps=0))
         if fits is not None:

@@ -255,7 +255,7 @@ def _settings(chosen: Evaluation, tokens: int) -> PlanSettings:
         max_total_tokens=tokens,
         chunk_tokens=candidate.shape.chunk_tokens,
         graph_max_bs=request.batch,
-        max_running_requests=max(request.batch, request.concurrency),
+        max_running_requests=request.running,
         mtp_steps=request.mtp_steps,
         disable_shared_experts_fusion=fusion_unsafe and candidate.engine.family == "sglang",
         mixed_memory=min(rooms) * 10 < max(rooms) * 9,
@@ -279,7 +279,7 @@ def _warnings(chosen: Evaluation) -> tuple[str, ...]:
     found = []
     if candidate.option.plugin:
         found.append(
-            f"{target.engine.title} cannot start this model on {sm_name(candidate.gpus[0])} by itself: it needs the "
+            f"{target.engine.title} cannot start this model on {' and '.join(sm_name(gpu) for gpu in kinds(candidate.gpus))} by itself: it needs the "
             "kernel port as a plugin, and this version of glmplan does not ship one yet. The memory figures hold."
         )
     if candidate.gpus[0].vendor == "amd":
@@ -293,7 +293,7 @@ def _warnings(chosen: Evaluation) -> tuple[str, ...]:
         )
     if target.engine.note:
         found.append(f"{target.engine.title} is a {target.engine.note}.")
-    if chosen.budget.limit == "engine rule":
+    if chosen.memory_tokens > 0 and chosen.budget.limit == "engine rule":
         found.append(
             "The engine sizes the pool by the rank with the least free memory, so the other ranks keep some unused."
         )

@@ -83,6 +83,7 @@ class Candidate:
             attention_tp=self.layout.attention_tp,
             graph_rows=self.request.batch * (self.request.mtp_steps + 1),
             draft=self.mtp,
+            sampling_rows=self.request.running * (self.request.mtp_steps + 1),
             moe_scratch_percent=max(self._quantization(gpu).moe_scratch_percent for gpu in kinds(self.gpus)),
         )
 

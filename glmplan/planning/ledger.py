@@ -1,7 +1,7 @@
 """What every byte of a rank is for.
 
 A line item is one purpose with its integer bytes and its source. `sharded` items add up over the TP ranks to what the
-checkpoint holds; `replicated` items stand on every TP rank; `derived` items are made at load time and are in no file.
+checkpoint holds (attention: over the ranks of one attention-DP group); `replicated` items stand on every TP rank; `derived` items are made at load time and are in no file.
 Sharding follows SGLang 0.5.23 (`srt/models/deepseek_v2.py:2063-2154`) and vLLM 0.33.0, which agree for this model.
 """
 
@@ -126,11 +126,11 @@ class WeightLedger:
         self.config, self.engine, self.weights, self.split = config, engine, weights, split
         indexer = {role: stored for role, stored in weights.layers[0].items() if role in INDEXER_ROLES}
         everywhere = engine.weights.indexer_layers == "all"
-        seen: dict[int, Mapping[tuple[str, Kind], int]] = {}
+        seen: dict[object, Mapping[tuple[str, Kind], int]] = {}
         self.layers: list[Mapping[tuple[str, Kind], int]] = []
         for layer, roles in enumerate(weights.layers):
             extra = indexer if everywhere and not config.indexer_full[layer] else None
-            key = hash((extra is None, tuple(sorted(roles.items(), key=lambda item: item[0]))))
+            key = (extra is None, tuple(sorted(roles.items(), key=lambda item: item[0])))
             if key not in seen:
                 seen[key] = layer_account(config, engine, roles, split, extra)
             self.layers.append(seen[key])

@@ -2,7 +2,7 @@
 
 Bytes are integers, tokens are counts, fractions are of a GPU's memory. `fits: false` plans describe the layout that
 lacks least. `kv_bytes_per_token` is the whole model's; a rank holds its stage's share. `smallest_count` answers a GPU
-named without a count.
+named without a count: of 1, 2, 4, ... in one node and then whole nodes, the first that fits.
 """
 
 from __future__ import annotations

@@ -51,6 +51,11 @@ class Request:
         """Requests the decode graphs are captured for: at least 16, in steps of 8."""
         return self.graph_max_bs if self.graph_max_bs is not None else max(16, -(-self.concurrency // 8) * 8)
 
+    @property
+    def running(self) -> int:
+        """Requests that may run at once: all that were asked for, and no fewer than the graphs hold."""
+        return max(self.batch, self.concurrency)
+
 
 @dataclass(frozen=True)
 class Target:

@@ -16,7 +16,15 @@ SEED = ("--gpus", "24x rtx-4090-48g", "--nodes", "3")
 def test_the_answer_names_layout_ports_memory_and_next_step(glmplan):
     ran = glmplan("size", *SEED)
     assert ran.code == 0
-    for words in ("It fits", "TP8 x PP3", "Fullest rank", "tilelang", "Kernel ports", "launch --dry-run"):
+    for words in (
+        "It fits",
+        "TP8 x PP3",
+        "Ranks of the fullest stage",
+        "--mem-fraction-static",
+        "tilelang",
+        "Kernel ports",
+        "launch --dry-run",
+    ):
         assert words in ran.out
     assert ran.err == ""
 

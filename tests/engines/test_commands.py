@@ -257,6 +257,17 @@ def test_busy_gpus_are_hidden():
     assert not {"0", "2"} & set(command.environment["CUDA_VISIBLE_DEVICES"].split(","))
 
 
+def test_a_whole_node_in_another_order_is_listed():
+    """Larger cards come first; the driver's numbers would put rank 0 on a small one."""
+    cards = [gpu_profile(name).gpu(0) for name in ("h100-80g", "h200")]
+    gpus = [card.model_copy(update={"index": index}) for index, card in enumerate([cards[0]] * 4 + [cards[1]] * 4)]
+    found = plan_for([Host(name="a", gpus=tuple(gpus))], Request(8192, pins=Pins(tp=8, pp=1)), "nvfp4")
+    (command,) = commands(found)
+    assert found.nodes[0].all_gpus_used
+    assert command.environment["CUDA_VISIBLE_DEVICES"] == "4,5,6,7,0,1,2,3"
+    assert [rank.gpu_index for rank in found.ranks] == [4, 5, 6, 7, 0, 1, 2, 3]
+
+
 def test_ranks_follow_the_order_of_the_visible_gpus():
     for name, case in EVERY:
         found = planned(name, case)

@@ -139,4 +139,4 @@ def test_nvlink_reserves_are_the_measured_ones():
     reserve = engine().reserve
     assert reserve.cuda_context_bytes == pytest.approx(measured["after_first_gemm_and_kernels"], rel=0.002)
     assert reserve.nccl_tp_nvlink_bytes == measured["after_all_reduce"] - measured["after_first_gemm_and_kernels"]
-    assert reserve.nccl_pp_nvlink_bytes == measured["after_second_group"] - measured["after_all_reduce"]
+    assert reserve.nccl_pp_nvlink_bytes == measured["after_point_to_point"] - measured["after_second_group"]
