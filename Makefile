@@ -4,15 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: size test lint types contracts check schema accuracy bench clean
+.PHONY: size test test-kernels lint types contracts check schema accuracy bench clean
 
 size: $(VENV)/.runtime
 	@$(BIN)/glmplan size; status=$$?; if [ $$status -eq 0 ]; then \
-	  echo; echo "The command of each node (glmplan launch --dry-run):"; echo; $(BIN)/glmplan launch --dry-run 2>/dev/null; \
+	  echo; echo "The command of each node (glmplan launch --dry-run):"; echo; $(BIN)/glmplan launch --dry-run; \
 	else exit $$status; fi
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n auto $(PYTEST_ARGS)
+
+test-kernels: $(VENV)/.kernels
+	$(BIN)/python -m pytest -q -n auto tests/kernels $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -49,6 +52,15 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing glmplan and its test tools into $(VENV) ..."
 	@$(PIP) install -e ".[dev]"
 	@touch $@ $(VENV)/.runtime
+
+# A CPU build of PyTorch is enough: the interpreter and the ahead-of-time compiler need no GPU.
+TORCH ?= torch==2.13.0
+TRITON ?= triton==3.6.0
+$(VENV)/.kernels: $(VENV)/.dev
+	@echo "Installing PyTorch and Triton into $(VENV) for the kernel tests ..."
+	@$(PIP) install "$(TORCH)"
+	@$(PIP) install "$(TRITON)"
+	@touch $@
 
 clean:
 	rm -rf $(VENV) dist build

@@ -11,6 +11,8 @@ def exit_code_of(error: Exception) -> int | None:
     """The exit code of an error a user can meet; None for a defect of glmplan, which keeps its traceback."""
     if isinstance(error, GlmplanError):
         return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        return 141
     return 1 if isinstance(error, (OSError, MemoryError)) else None
 
 

@@ -17,6 +17,8 @@ def check_writable(path: Path, force: bool) -> None:
     """Refuse early: an existing file without --force, or a folder that is not there."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder.", "Name a file.")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is not a regular file.", "Name another file; --json prints the plan to stdout.")
     if path.exists() and not force:
         raise UsageError(f"{path} exists already.", "Choose another name, or add --force to overwrite it.")
     if not path.resolve().parent.is_dir():
@@ -24,12 +26,19 @@ def check_writable(path: Path, force: bool) -> None:
 
 
 def save_plan(plan: Plan, path: Path) -> None:
-    """Write the plan beside its place and move it there, so that a crash leaves the old file."""
-    handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
+    """Write the plan beside its place and move it there, so that a crash leaves the old file; links are followed."""
+    place, text = path.resolve(), plan.model_dump_json(indent=1) + "\n"
+    try:
+        handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.", "Choose a folder you may write to.") from None
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(plan.model_dump_json(indent=1) + "\n")
-        os.replace(temporary, path)
+            stream.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~mask)
+        os.replace(temporary, place)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -31,9 +31,10 @@ MARKS = {"weights": "█", "kv_cache": "▓", "runtime": "▒", "margin": "░",
 
 def console() -> Console:
     """The console for data."""
-    if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(highlight=False, width=max(int(os.environ.get("COLUMNS", "140")), 120))
+    if sys.stdout is None or not sys.stdout.isatty():
+        columns = os.environ.get("COLUMNS", "")
+        return Console(highlight=False, width=max(int(columns) if columns.isdecimal() else 140, 120))
+    return Console(highlight=False)
 
 
 def group_bytes(rank: PlanRank) -> dict[str, int]:
@@ -104,7 +105,8 @@ def _headline(out: Console, plan: Plan) -> None:
         return
     rank = worst(plan)
     if rank.shortfall_bytes == 0:
-        out.print(f"[bold red]It does not fit.[/] {escape(plan.summary)}.\n", soft_wrap=True)
+        reason = plan.summary.removeprefix("does not fit: ")
+        out.print(f"[bold red]It does not fit[/]: {escape(reason)}.\n", soft_wrap=True)
         return
     out.print(
         f"[bold red]It does not fit.[/] The nearest layout is {layout}, {stages}: pp_rank {rank.pp_rank} lacks "
@@ -207,7 +209,7 @@ def print_explanation(out: Console, plan: Plan) -> None:
 def print_rejected(out: Console, plan: Plan) -> None:
     """Every layout that was not chosen, with one reason."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("layout", "reason", "would fit with"):
+    for name in ("layout", "reason", "nearest change"):
         table.add_column(name, overflow="fold")
     for entry in plan.rejected:
         table.add_row(entry.layout, entry.reason, entry.change)

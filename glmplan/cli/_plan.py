@@ -21,7 +21,7 @@ from glmplan.units import nearest, parse_tokens
 
 COUNT_CONTEXT_TOKENS = 131_072
 """The context that `--gpu NAME` without a count is answered for, when none is given."""
-MOST_COUNTED_NODES = 128
+MOST_COUNTED_NODES = 64
 MOST_REQUESTS = 65_536
 
 
@@ -118,8 +118,8 @@ def _request(options: PlanningOptions, target: Target, engine: EngineProfile) ->
             f"--concurrency is {concurrency}; it must lie in 1 to {MOST_REQUESTS:,}.", "Give the requests at once."
         )
     fraction = options.mem_fraction
-    if fraction is not None and not 0.1 <= fraction < 1:
-        raise UsageError(f"--mem-fraction is {fraction:g}; it must lie in 0.1 to below 1.", "Try 0.9.")
+    if fraction is not None and not 0.1 <= fraction <= 0.99:
+        raise UsageError(f"--mem-fraction is {fraction:g}; it must lie in 0.1 to 0.99.", "Try 0.9.")
     if options.chunk is not None and (options.chunk < 64 or options.chunk % 64):
         raise UsageError(f"--chunk is {options.chunk}; it must be a multiple of 64.", "Try 4096.")
     if options.graph_max_bs is not None and not 0 <= options.graph_max_bs <= 4096:
@@ -150,7 +150,7 @@ def _mtp_steps(text: str, engine: EngineProfile) -> int:
         return 0
     if word in ("on", "yes"):
         return engine.mtp.default_steps
-    if word.isdigit() and 1 <= int(word) <= 8:
+    if word.isdecimal() and 1 <= int(word) <= 8:
         return int(word)
     raise UsageError(f"--mtp is {text!r}.", "Write off, on, or the draft steps 1 to 8.")
 
@@ -165,7 +165,7 @@ def parse_pins(text: str | None, target: Target, engine: EngineProfile) -> Pins:
         name, sign, value = (piece.strip() for piece in part.partition("="))
         if name == "stages" and re.fullmatch(r"[0-9]+(/[0-9]+)*", value):
             stages = tuple(int(layers) for layers in value.split("/"))
-        elif name in ("tp", "pp", "dp", "ep", "dcp", "nodes") and sign and value.isdigit() and int(value) > 0:
+        elif name in ("tp", "pp", "dp", "ep", "dcp", "nodes") and sign and value.isdecimal() and int(value) > 0:
             if name in found and found[name] != int(value):
                 raise UsageError(f"--pin gives {name} twice: {found[name]} and {value}.", "Give it once.")
             found[name] = int(value)
@@ -186,6 +186,14 @@ def _check_pins(pins: Pins, target: Target, engine: EngineProfile) -> None:
             f"tp={pins.tp} is pinned, but {target.config.num_attention_heads} heads and 128-wide blocks allow TP {sizes}.",
             "Pin one of those.",
         )
+    for name in ("dp", "ep", "dcp"):
+        size = getattr(pins, name) or 1
+        if size & (size - 1) or (pins.tp is not None and pins.tp % size):
+            raise UsageError(
+                f"{name}={size} is pinned, but it must be a power of two that divides TP{pins.tp or ''}.", "Correct the pin."
+            )
+    if (pins.dcp or 1) not in engine.parallel.dcp_sizes:
+        raise UsageError(f"dcp={pins.dcp} is pinned, but {engine.title} does not shard the context.", "Use --engine vllm.")
     if pins.pp is not None and pins.nodes is not None and pins.pp % pins.nodes and pins.nodes % pins.pp:
         raise UsageError(
             f"pp={pins.pp} and nodes={pins.nodes} contradict each other: {engine.title} would start and then wait "
@@ -195,7 +203,9 @@ def _check_pins(pins: Pins, target: Target, engine: EngineProfile) -> None:
     if pins.stages is None:
         return
     layers = target.config.num_hidden_layers
-    if sum(pins.stages) != layers or 0 in pins.stages:
+    if 0 in pins.stages:
+        raise UsageError("A pinned stage holds 0 layers.", "Give every stage at least one.")
+    if sum(pins.stages) != layers:
         raise UsageError(f"The pinned stages hold {sum(pins.stages)} layers; the model has {layers}.", "Correct them.")
     if pins.pp != len(pins.stages):
         raise UsageError(f"pp={pins.pp} is pinned with {len(pins.stages)} stages.", "Give as many stages as pp.")
@@ -263,19 +273,23 @@ def _count(options: PlanningOptions, inputs: Inputs) -> Plan:
         other = "gpus" if options.gpus is not None else "inventory"
         raise UsageError(f"--gpu and --{other} contradict each other.", "Give one of them.")
     assert options.gpu is not None
+    if options.nodes is not None:
+        raise UsageError("--gpu and --nodes contradict each other: --gpu finds the count.", "Use --gpus with a count.")
     profile = gpu_profile(options.gpu.lower())
     per_node = options.gpus_per_node or profile.gpus_per_node
-    nodes = [1] if options.nodes is None else [options.nodes]
-    sizes = [(1, count) for count in (1, 2, 4, 8, 16) if count < per_node] if options.nodes is None else []
-    sizes += [(count, per_node) for count in (range(1, MOST_COUNTED_NODES + 1) if options.nodes is None else nodes)]
+    sizes = [(1, count) for count in (1, 2, 4, 8, 16) if count < per_node]
+    sizes += [(count, per_node) for count in range(1, MOST_COUNTED_NODES + 1)]
     last: Inputs | None = None
-    for count, each in sizes:
+    usable = profile.gpu(0).memory_usable_bytes
+    weights = sum(stored.values for layer in inputs.loaded.target.weights.layers for stored in layer.values())
+    enough = [(count, each) for count, each in sizes if count * each * usable > weights]
+    for count, each in enough or sizes[-1:]:
         inventory = declared_inventory(f"{count * each}x {profile.name}", count, None)
         last = replace(inputs, inventory=inventory)
         try:
             found = search_ladder(inventory, inputs.loaded.target, inputs.request, inputs.contexts)
         except GlmplanError:
-            if (count, each) == sizes[-1] or _unsupported(inventory, inputs):
+            if (count, each) == (enough or sizes)[-1] or _unsupported(inventory, inputs):
                 raise
             continue
         if found.best is not None:

@@ -82,9 +82,15 @@ def folder_target(folder: Path, engine: EngineProfile, model_path: str | None) -
 def _folder_weights(
     raw: dict[str, Any], config: ModelConfig, stored: StoredTensors | None, folder: Path
 ) -> tuple[Weights, str, str]:
-    from glmplan.model.stored import scaled_to_total, weights_from_tensors
+    from glmplan.model.stored import missing_modules, scaled_to_total, weights_from_tensors
 
-    if stored is not None and stored.bytes_by_name:
+    if stored is not None and stored.files:
+        missing = missing_modules(config, stored.bytes_by_name)
+        if missing:
+            raise UsageError(
+                f"{folder} is incomplete: {len(missing):,} tensors of its config.json are missing, first {missing[0]}.",
+                "Finish the download, or plan by rule with --model-config.",
+            )
         weights, unknown = weights_from_tensors(config, stored.bytes_by_name, stored.origin)
         note = f"{len(unknown)} tensors of unknown names counted as replicated, first {unknown[0]}" if unknown else ""
         return weights, "exact", note

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
+import sys
 
 import typer
 
@@ -40,6 +42,9 @@ def root(
 
 def main() -> None:
     """Run the program; every error becomes one sentence and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     gc.disable()  # a short-lived process: collecting while importing costs a tenth of the start
     try:
         app()

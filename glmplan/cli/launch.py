@@ -70,11 +70,15 @@ def node_commands(plan: Plan, endpoints: object) -> tuple[NodeCommand, ...]:
     """The commands of a plan, from the engine family's builder."""
     from glmplan.engines import sglang, vllm
     from glmplan.engines.base import Endpoints
-    from glmplan.errors import UnsupportedError
+    from glmplan.errors import UnsupportedError, UsageError
     from glmplan.facts.profiles import engine_profile
 
     assert isinstance(endpoints, Endpoints)
     engine = engine_profile(plan.engine)
+    if engine.family != plan.engine_family:
+        raise UsageError(
+            f"The plan names {plan.engine} and the family {plan.engine_family}.", "Save it again with glmplan size."
+        )
     if any(node.sm is None for node in plan.nodes):
         raise UnsupportedError("AMD GPUs are sized only; glmplan has no launch command for them.", "Use NVIDIA GPUs.")
     build = sglang.commands if plan.engine_family == "sglang" else vllm.commands
@@ -90,7 +94,7 @@ def _print(plan: Plan, commands: tuple[NodeCommand, ...]) -> None:
         print(f"note: {warning}", file=sys.stderr)
     if plan.layout.nodes > 1 and plan.inventory_origin in ("declared", "default"):
         first = plan.nodes[0].host
-        print(f"note: {first} stands for the first host's address; --inventory FILE names real ones.", file=sys.stderr)
+        typer.echo(f"# {first} stands for the first host's address; --inventory FILE names real ones.")
     typer.echo(f"# {plan.summary}")
     for command in commands:
         typer.echo(f"\n# node {command.node_rank}: {command.host}")

@@ -79,6 +79,6 @@ def _flags(out: Console, plan: Plan) -> None:
     from glmplan.engines.base import Endpoints, wrapped
 
     command = node_commands(plan, Endpoints())[0]
-    out.print("[bold]Flags[/] (first node; the others differ in their rank)")
+    out.print("[bold]Flags[/] (first node; the others differ in their rank, and in weight kernels where their GPUs differ)")
     _output.print_lines(out, ["  " + line for line in wrapped(command)])
     out.print()

@@ -46,6 +46,11 @@ def head_address(plan: Plan) -> str:
     return plan.nodes[0].address or plan.nodes[0].host
 
 
+def joined(address: str, port: int) -> str:
+    """`address:port`, with brackets around an IPv6 address."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def visible_devices(node: PlanNode) -> dict[str, str]:
     """CUDA_VISIBLE_DEVICES where the plan uses part of a node's GPUs, or another order than the driver's."""
     indexes = list(node.gpu_indexes)

@@ -7,7 +7,7 @@ the planned size, which also corrects 0.5.13.post1's budget of 708 bytes for row
 
 from __future__ import annotations
 
-from glmplan.engines.base import Endpoints, NodeCommand, head_address, visible_devices
+from glmplan.engines.base import Endpoints, NodeCommand, head_address, joined, visible_devices
 from glmplan.facts.engine_profile import EngineProfile
 from glmplan.planning.plan import Plan, PlanNode
 
@@ -30,7 +30,7 @@ def _argv(plan: Plan, engine: EngineProfile, endpoints: Endpoints, node: PlanNod
     argv = ["python3", "-m", "sglang.launch_server", "--model-path", plan.model_path, *engine.base_flags]
     argv += ["--tp-size", str(layout.tp_size), "--pp-size", str(layout.pp_size)]
     argv += ["--nnodes", str(layout.nodes), "--node-rank", str(node.node_rank)]
-    argv += ["--dist-init-addr", f"{head_address(plan)}:{endpoints.rendezvous_port}"]
+    argv += ["--dist-init-addr", joined(head_address(plan), endpoints.rendezvous_port)]
     if layout.dp_size > 1:
         argv += [*flags["attention_dp"].split(), str(layout.dp_size)]
     if layout.ep_size > 1:

@@ -3,7 +3,8 @@
 Nodes are joined without Ray: every node runs the same command with its rank, and those after the first are headless
 (0.33.0 `engine/arg_utils.py:2399`). The sparse backend serves prefill and decode alike. `--kv-cache-memory-bytes` holds the
 pool to the planned size: the engine's own profiling takes an estimate of the CUDA graphs from it that can be four times what
-they use (record 17: 4.94 GiB against 1.23).
+they use (record 17: 4.94 GiB against 1.23). A node of several stages gets the largest stage's bytes: the engine then cuts
+every rank to the fewest blocks of all (`v1/core/kv_cache_planning.py:1580`).
 """
 
 from __future__ import annotations

@@ -27,7 +27,11 @@ class KvFormat(Frozen):
 
 
 class AttentionOption(Frozen):
-    """A pair of sparse-attention backends and the GPUs that run it. `plugin` marks options that need the kernel port."""
+    """A pair of sparse-attention backends and the GPUs that run it. `plugin` marks options that need the kernel port.
+
+    `logits_*`: what the prefill indexer allocates per (query, key) and the share of free memory the engine lets it budget
+    at 4 bytes each. `decode_scratch` and `prefill_key` are bytes per token of context; `workspace_bytes` is fixed.
+    """
 
     id: str
     sms: tuple[int, ...]
@@ -39,6 +43,10 @@ class AttentionOption(Frozen):
     plugin: bool = False
     env: dict[str, str] = Field(default_factory=dict)
     decode_scratch_bytes_per_context_token: int = 0
+    prefill_key_bytes_per_context_token: int = 0
+    logits_bytes_per_element: int = 4
+    logits_free_percent: int = 20
+    workspace_bytes: int = 0
     dcp: bool = False
     evidence: Evidence
     why: str

@@ -60,7 +60,7 @@ def declared_inventory(text: str, nodes: int | None, per_node: int | None) -> In
             "Drop one of the two.",
         )
     if nodes == 1 and len(groups) > 1:
-        return Inventory(hosts=(_host("node0", [gpu for count, name in groups for gpu in [name] * count]),))
+        return Inventory(hosts=(_host("host0", [gpu for count, name in groups for gpu in [name] * count]),))
     hosts: list[list[str]] = []
     for count, name in groups:
         share = nodes if len(groups) == 1 else None
@@ -71,7 +71,7 @@ def declared_inventory(text: str, nodes: int | None, per_node: int | None) -> In
             f"--gpus {text!r} makes {len(hosts)} hosts, but --nodes is {nodes}.",
             "Give each group as many GPUs as its hosts hold, set --gpus-per-node, or use --inventory FILE.",
         )
-    return Inventory(hosts=tuple(_host(f"node{index}", names) for index, names in enumerate(hosts)))
+    return Inventory(hosts=tuple(_host(f"host{index}", names) for index, names in enumerate(hosts)))
 
 
 def _spread(count: int, name: str, nodes: int | None, size: int, text: str) -> list[list[str]]:
@@ -111,6 +111,10 @@ def _file_gpus(entries: list[Any], where: str) -> tuple[Gpu, ...]:
         if not isinstance(count, int) or not 1 <= count <= 64:
             raise UsageError(f"{where}: count is {count!r}, not 1 to 64.", "Correct that entry.")
         profile = gpu_profile(str(entry["profile"]))
+        if in_use > profile.gpu(0).memory_usable_bytes:
+            raise UsageError(
+                f"{where}: in_use {entry['in_use']!r} is more than a {profile.name} has.", "Correct that entry."
+            )
         for _ in range(count):
             gpus.append(profile.gpu(len(gpus)).model_copy(update={"memory_in_use_bytes": in_use}))
     if len({gpu.index for gpu in gpus}) != len(gpus):
@@ -133,7 +137,7 @@ def read_inventory(path: Path) -> Inventory:
     for number, entry in enumerate(hosts):
         if not isinstance(entry, dict):
             raise UsageError(f"{path}: hosts entry {number} is not a table.", "Write [[hosts]] entries.")
-        name = str(entry.get("name", f"node{number}"))
+        name = str(entry.get("name", f"host{number}"))
         listed = entry.get("gpus", [])
         if not isinstance(listed, list):
             raise UsageError(f"{path}, host {name}: gpus is not a list.", "Write [[hosts.gpus]] entries.")

@@ -96,8 +96,8 @@ def _check_lengths(config: ModelConfig, origin: str) -> None:
         )
     if config.num_nextn_predict_layers > 1 or config.num_hidden_layers > 1024:
         raise UsageError(
-            f"{origin}: {config.num_hidden_layers:,} layers and {config.num_nextn_predict_layers:,} MTP layers are more than "
-            "the family has (up to 1,024 and 1).",
+            f"{origin}: {config.num_hidden_layers:,} layers and {config.num_nextn_predict_layers:,} MTP layers are more "
+            "than the family has (up to 1,024 and 1).",
             "Correct num_hidden_layers or num_nextn_predict_layers.",
         )
     for name, value in config:
@@ -150,6 +150,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.", "Correct or reload it."
         ) from None
+    except (RecursionError, ValueError) as error:
+        raise UsageError(f"{path} is not usable JSON: {str(error)[:80]}.", "Give the right file.") from None
     if not isinstance(raw, dict):
         raise UsageError(f"{path} holds a JSON {type(raw).__name__}, not an object.", "Give the right file.")
     return raw

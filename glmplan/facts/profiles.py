@@ -92,9 +92,11 @@ def add_gpu_profile(path: Path) -> GpuProfile:
 
 
 def _require_memory(profile: GpuProfile, path: Path) -> None:
-    if profile.memory_total_bytes.value is None or profile.memory_usable_bytes.value is None:
+    total, usable = profile.memory_total_bytes.value, profile.memory_usable_bytes.value
+    if total is None or usable is None or not 0 < usable <= total:
         raise UsageError(
-            f"{path}: memory_total_bytes and memory_usable_bytes need a value.",
+            f"{path}: memory_total_bytes is {total} and memory_usable_bytes is {usable}; both must be above 0, and usable "
+            "no more than total.",
             "Give both; nvidia-smi prints the total.",
         )
 

@@ -56,7 +56,7 @@ def read_header(path: Path) -> dict[str, Any]:
 def _check_end(path: Path, header: dict[str, Any], stored: int) -> None:
     try:
         spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
-        if any(not 0 <= begin <= stop for begin, stop in spans):
+        if any(type(begin) is not int or type(stop) is not int or not 0 <= begin <= stop for begin, stop in spans):
             raise ValueError("a tensor ends before it begins")
         end = max((stop for _, stop in spans), default=0)
     except (KeyError, TypeError, ValueError):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 from glmplan.facts.model_config import ModelConfig
-from glmplan.model.tensors import Role
+from glmplan.model.tensors import Role, all_groups
 from glmplan.model.weights import StoredBytes, Weights
 
 _SCALE = re.compile(r"\.(weight_scale_inv|weight_scale|scales|qzeros|weight_zero_point)$")
@@ -74,6 +74,20 @@ def weights_from_tensors(config: ModelConfig, bytes_by_name: Mapping[str, int], 
             role = Role.NORM if found else Role.FINAL_NORM
         place[role] = place.get(role, StoredBytes()) + stored
     return Weights(outer, tuple(layers[:-1]), layers[-1], origin), unknown
+
+
+def missing_modules(config: ModelConfig, bytes_by_name: Mapping[str, int]) -> list[str]:
+    """Modules that the config calls for and no tensor name belongs to; a checkpoint may leave the whole MTP layer out."""
+    have = {_split(name, 0)[0] for name in bytes_by_name}
+    mtp = f"model.layers.{config.num_hidden_layers}."
+    with_mtp = config.num_nextn_predict_layers > 0 and any(name.startswith(mtp) for name in have)
+    wanted: list[str] = []
+    for group in all_groups(config, with_mtp):
+        if group.role is Role.ROUTED_EXPERTS:
+            wanted += [group.module.replace(".experts.0.", f".experts.{expert}.") for expert in range(group.count)]
+        else:
+            wanted.append(group.module)
+    return [name for name in wanted if name not in have]
 
 
 def scaled_to_total(weights: Weights, total_bytes: int, origin: str) -> Weights:

@@ -28,6 +28,7 @@ class Shape:
     graph_rows: int
     draft: bool
     sampling_rows: int
+    tokens_per_request: int = 1
     moe_scratch_percent: int = 100
 
 
@@ -68,7 +69,7 @@ def activation_bytes(engine: EngineProfile, config: ModelConfig, shape: Shape, o
     if engine.family == "sglang":
         return residual_bytes(config, shape) + max(moe, attention)
     arena = max(moe, engine.reserve.indexer_logits_bytes or 0, *_vllm_prefill_arenas(engine, shape, option))
-    topk_buffer = shape.chunk_tokens * config.index_topk * 4
+    topk_buffer = shape.chunk_tokens * config.index_topk * 4 * (2 if shape.draft else 1)
     return residual_bytes(config, shape) + attention + arena + topk_buffer
 
 
@@ -88,20 +89,32 @@ def graph_bytes(engine: EngineProfile, shape: Shape) -> int:
     return engine.reserve.graph_base_bytes + rows + draft
 
 
+def decode_scratch_bytes(shape: Shape, option: AttentionOption) -> int:
+    """What the torch fallback of the indexer gathers for one row of the page table; nothing for real kernels."""
+    return option.decode_scratch_bytes_per_context_token * shape.context_tokens
+
+
 def indexer_scratch_bytes(
     engine: EngineProfile, shape: Shape, option: AttentionOption, outside_bytes: int, capacity_bytes: int
 ) -> int:
-    """SGLang's F32 MQA logits, which take 20 % of what is free and never more than rows x columns x 4.
+    """SGLang's prefill MQA logits, cut into rows so that they take a share of what is free (`logits_free_percent`).
 
-    A fifth of the free memory is a quarter of everything else outside the pool (`outside_bytes`). The torch fallback
-    of SGLang 0.5.23 gathers one whole row of the page table at least.
+    The engine budgets 4 bytes an element where a fallback allocates more, so the true share is larger. With everything
+    else outside the pool being `outside_bytes`, a share f of the free memory is f / (1 - f) of it.
     """
     if engine.family != "sglang":
         return 0
-    whole = shape.chunk_tokens * shape.context_tokens * 4
-    limit = max(outside_bytes // 4, 32 * MIB)
-    one_row = option.decode_scratch_bytes_per_context_token * shape.context_tokens
-    return max(min(whole, limit, capacity_bytes * 3 // 10), one_row)
+    size = option.logits_bytes_per_element
+    whole = shape.chunk_tokens * shape.context_tokens * size
+    share = option.logits_free_percent * size
+    limit = max(outside_bytes * share // (400 - share), 8_000_000 * size)
+    return min(whole, limit, capacity_bytes * 3 // 10) + option.prefill_key_bytes_per_context_token * shape.context_tokens
+
+
+def request_table_bytes(engine: EngineProfile, shape: Shape) -> int:
+    """SGLang's int32 slot of every token of every running request (`srt/mem_cache/memory_pool.py` ReqToTokenPool)."""
+    rows = shape.sampling_rows // shape.tokens_per_request + 1
+    return rows * shape.context_tokens * 4 if engine.family == "sglang" else 0
 
 
 def margin_bytes(capacity_bytes: int) -> int:

@@ -45,8 +45,12 @@ def suggestions(inventory: Inventory, found: Found, others: Iterable[Target]) ->
         if fits is not None:
             yield f"--checkpoint {other.checkpoint_name} fits these GPUs as {fits}."
     yield from _fuller_node(inventory, target, request)
-    have = len(inventory.hosts)
-    for count in range(have + 1, MOST_NODES + 1):
+    have, last = len(inventory.hosts), inventory.hosts[-1]
+    room = sum(gpu.memory_usable_bytes for gpu in last.gpus)
+    if nearest.candidate.least_shortfall(0) and not nearest.candidate.has_room:
+        return
+    least = target.weights.total_bytes // room - 1
+    for count in range(max(have + 1, least), MOST_NODES + 1):
         fits = _fits(more_nodes(inventory, count), target, replace(request, pins=replace(request.pins, nodes=count)))
         if fits is not None:
             more, each = count - have, len(inventory.hosts[-1].gpus)

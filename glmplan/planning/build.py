@@ -23,7 +23,7 @@ from glmplan.planning.plan import (
     PlanWeights,
     WorstRank,
 )
-from glmplan.planning.ports import kinds, quantization_for, sm_name
+from glmplan.planning.ports import choose_attention, kinds, quantization_for, sm_name
 from glmplan.planning.search import Found, Rejection, largest_context, seats_by_host
 from glmplan.units import format_bytes
 
@@ -204,6 +204,23 @@ def _nodes(chosen: Evaluation, tokens: int) -> tuple[PlanNode, ...]:
     return tuple(found)
 
 
+def _indexer_why(chosen: Evaluation, sms: str) -> str:
+    candidate = chosen.candidate
+    if not candidate.option.plugin:
+        return f"{candidate.engine.title} has it for {sms}"
+    return f"stands in for what {candidate.engine.title} lacks on these GPUs ({sms})"
+
+
+def _why_plugin(chosen: Evaluation) -> str:
+    """Which GPUs the released engine cannot serve, or that the mix shares no backend."""
+    candidate = chosen.candidate
+    stock = [option for option in candidate.engine.attention if not option.plugin]
+    alone = [sm_name(gpu) for gpu in kinds(candidate.gpus) if choose_attention(stock, [gpu]) is None]
+    if alone:
+        return f"{candidate.engine.title} cannot serve this model on {' and '.join(alone)} by itself"
+    return f"These GPUs share no sparse attention of {candidate.engine.title}"
+
+
 def _ports(chosen: Evaluation) -> tuple[PlanPort, ...]:
     candidate = chosen.candidate
     option, target = candidate.option, candidate.target
@@ -216,7 +233,7 @@ def _ports(chosen: Evaluation) -> tuple[PlanPort, ...]:
         ),
         PlanPort(
             op="indexer logits", implementation=option.indexer,
-            why=f"{target.engine.title} has {'none' if option.plugin else 'it'} for {sms}",
+            why=_indexer_why(chosen, sms),
             evidence=option.evidence, plugin=option.plugin, source=option.source,
         ),
     ]  # fmt: skip
@@ -279,8 +296,8 @@ def _warnings(chosen: Evaluation) -> tuple[str, ...]:
     found = []
     if candidate.option.plugin:
         found.append(
-            f"{target.engine.title} cannot start this model on {' and '.join(sm_name(gpu) for gpu in kinds(candidate.gpus))} by itself: it needs the "
-            "kernel port as a plugin, and this version of glmplan does not ship one yet. The memory figures hold."
+            f"{_why_plugin(chosen)}: it needs the kernel port as a plugin, and this version of glmplan does not ship one "
+            "yet. The memory figures hold."
         )
     if candidate.gpus[0].vendor == "amd":
         found.append("AMD GPUs are sized only: glmplan has no launch path or kernels for them.")

@@ -28,8 +28,11 @@ FRACTION_STEPS = 10_000
 
 
 ROPE_ITEM = "RoPE table"
+REQUEST_ITEM = "request table"
 STARTUP_ITEMS = ("other processes", "CUDA context", "NCCL buffers")
 """What a rank has lost before it loads a weight."""
+NOT_FREED = (*STARTUP_ITEMS, ROPE_ITEM, REQUEST_ITEM, "attention workspace")
+"""What is held all the time and so is never part of the free memory that the indexer takes its share of."""
 
 
 def ceil_div(value: int, by: int) -> int:
@@ -84,6 +87,7 @@ class Candidate:
             graph_rows=self.request.batch * (self.request.mtp_steps + 1),
             draft=self.mtp,
             sampling_rows=self.request.running * (self.request.mtp_steps + 1),
+            tokens_per_request=self.request.mtp_steps + 1,
             moe_scratch_percent=max(self._quantization(gpu).moe_scratch_percent for gpu in kinds(self.gpus)),
         )
 
@@ -142,14 +146,23 @@ class Candidate:
             LineItem(ROPE_ITEM, self.rope_bytes, "runtime", engine.weights.source),
             LineItem("CUDA graphs", workspace.graph_bytes(engine, self.shape), "runtime", reserve.graph_source),
         ]  # fmt: skip
+        items += [
+            LineItem("attention workspace", self.option.workspace_bytes, "runtime", self.option.source),
+            LineItem(
+                "indexer decode scratch",
+                workspace.decode_scratch_bytes(self.shape, self.option),
+                "runtime",
+                self.option.source,
+            ),
+            LineItem(
+                REQUEST_ITEM, workspace.request_table_bytes(engine, self.shape), "runtime", "int32 slots of running requests"
+            ),
+        ]
         if last:
             size = workspace.sampling_bytes(config, self.shape)
             items.append(LineItem("sampling logits", size, "runtime", "rows x vocabulary, BF16 and F32"))
         margin = LineItem("margin", workspace.margin_bytes(gpu.capacity_bytes), "margin", "512 MiB and 1 % of the card")
-        outside = (
-            sum(item.bytes for item in items if item.group == "runtime" and item.name not in (*STARTUP_ITEMS, ROPE_ITEM))
-            + margin.bytes
-        )
+        outside = sum(item.bytes for item in items if item.group == "runtime" and item.name not in NOT_FREED) + margin.bytes
         scratch = workspace.indexer_scratch_bytes(engine, self.shape, self.option, outside, gpu.capacity_bytes)
         if scratch:
             items.append(LineItem("indexer logits", scratch, "runtime", reserve.indexer_source))
@@ -226,6 +239,12 @@ class Candidate:
         cells = costs.cells[-1] + sum(costs.fixed_cells)
         need = sum(costs.fixed) + lightest + cells * tokens
         return max(ceil_div(need - sum(costs.capacity), stages), 0)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether every stage's tightest GPU has anything left for weights."""
+        costs = self.costs
+        return all(fixed < capacity for fixed, capacity in zip(costs.fixed, costs.capacity, strict=True))
 
     def evaluate(self) -> Evaluation | None:
         """Choose the cuts; None where the layers cannot be cut into that many stages."""

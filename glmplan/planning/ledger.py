@@ -1,8 +1,9 @@
 """What every byte of a rank is for.
 
 A line item is one purpose with its integer bytes and its source. `sharded` items add up over the TP ranks to what the
-checkpoint holds (attention: over the ranks of one attention-DP group); `replicated` items stand on every TP rank; `derived` items are made at load time and are in no file.
-Sharding follows SGLang 0.5.23 (`srt/models/deepseek_v2.py:2063-2154`) and vLLM 0.33.0, which agree for this model.
+checkpoint holds (attention: over the ranks of one attention-DP group); `replicated` items stand on every TP rank; `derived`
+items are made at load time and are in no file. Sharding follows SGLang 0.5.23 (`srt/models/deepseek_v2.py:2063-2154`) and
+vLLM 0.33.0, which agree for this model.
 """
 
 from __future__ import annotations

@@ -58,15 +58,15 @@ class PlanStage(Frozen):
 class PlanLayout(Frozen):
     """Sizes of each parallelism; `stages` are layer counts in order."""
 
-    tp_size: int
-    pp_size: int
-    dp_size: int
-    ep_size: int
-    dcp_size: int
-    nodes: int
-    gpus: int
-    gpus_per_node: int
-    stages: tuple[int, ...]
+    tp_size: int = Field(ge=1)
+    pp_size: int = Field(ge=1)
+    dp_size: int = Field(ge=1)
+    ep_size: int = Field(ge=1)
+    dcp_size: int = Field(ge=1)
+    nodes: int = Field(ge=1)
+    gpus: int = Field(ge=1)
+    gpus_per_node: int = Field(ge=1)
+    stages: tuple[int, ...] = Field(min_length=1)
 
 
 class PlanNode(Frozen):
@@ -105,8 +105,8 @@ class PlanSettings(Frozen):
     prefill_backend: str
     decode_backend: str
     attention_env: dict[str, str]
-    mem_fraction: float
-    max_total_tokens: int
+    mem_fraction: float = Field(gt=0, lt=1)
+    max_total_tokens: int = Field(ge=0)
     chunk_tokens: int
     graph_max_bs: int
     max_running_requests: int
@@ -169,7 +169,7 @@ class Plan(Frozen):
     inventory_origin: str
     layout: PlanLayout
     stages: tuple[PlanStage, ...]
-    nodes: tuple[PlanNode, ...]
+    nodes: tuple[PlanNode, ...] = Field(min_length=1)
     ports: tuple[PlanPort, ...]
     settings: PlanSettings
     weights: PlanWeights

@@ -30,7 +30,9 @@ def attention_options(engine: EngineProfile, kv_dtype: str) -> tuple[AttentionOp
     """The engine's options for a KV dtype: auto, fp8, bf16 or one format's id. 4-bit KV only when named."""
     ids = [kv.id for kv in engine.kv_formats]
     if kv_dtype not in KV_DTYPES and kv_dtype not in ids:
-        raise UsageError(f"{engine.title} has no KV dtype {kv_dtype!r}.", nearest(kv_dtype, [*KV_DTYPES, *ids]))
+        raise UsageError(
+            f"{engine.title} has no KV dtype {kv_dtype!r}.", nearest(kv_dtype, list(dict.fromkeys([*KV_DTYPES, *ids])))
+        )
     found = []
     for option in engine.attention:
         kv = engine.kv_format(option.kv_format)

@@ -95,6 +95,8 @@ def search(inventory: Inventory, target: Target, request: Request) -> Found:
     bench = Bench(hosts, target, request)
     found = Found(request, bench)
     fitting: list[Evaluation] = []
+    if request.objective == "kv-tokens":
+        bench.least_gpus = 3 * max(layout.gpus for layout in layouts(hosts, target, request)) // 4
     everything = [(lay, tier(lay, hosts, request)) for lay in layouts(hosts, target, request)]
     for level in TIERS:
         for layout in (lay for lay, its in everything if its == level):
@@ -264,6 +266,9 @@ def _judge(layout: Layout, bench: Bench, found: Found, fitting: list[Evaluation]
     if problem is not None:
         found.rejected.append(Rejection(layout, *problem))
         return
+    if layout.gpus < bench.least_gpus:
+        found.rejected.append(Rejection(layout, f"uses {layout.gpus} GPUs, and more hold more KV tokens"))
+        return
     short = bench.surely_short(layout)
     if short and tier(layout, bench.hosts, request):
         reason = f"more than {format_bytes(short)} short on every rank ({layout.gpus} GPUs)"
@@ -337,7 +342,7 @@ def nearest_change(candidate: Candidate) -> str:
     stages = max(-(-weights // room), layout.pp + 1) if room > 0 else MAX_STAGES + 1
     if stages > MAX_STAGES:
         return "GPUs with more memory"
-    return f"at least {stages * layout.tp} such GPUs (TP{layout.tp}xPP{stages}), or a smaller checkpoint"
+    return f"no fewer than {stages * layout.tp} such GPUs (TP{layout.tp}), or a smaller checkpoint"
 
 
 def largest_context(candidate: Candidate, concurrency: int = 1, cuts: Cuts | None = None) -> int:
@@ -373,6 +378,7 @@ class Bench:
         self.hosts, self.target, self.request = hosts, target, request
         self.options = attention_options(target.engine, request.kv_dtype)
         self.able = {option.id: [(host, self._able(host, option)) for host in hosts] for option in self.options}
+        self.least_gpus = 0
         self.roomiest_bytes = max(gpu.available_bytes for host in hosts for gpu in host.gpus)
         self.weights_bytes = sum(stored.values for place in target.weights.layers for stored in place.values())
         self.cell_bytes = min(

@@ -134,7 +134,7 @@ REFUSALS = {
     "unknown checkpoint": (("--checkpoint", "fp9"), 2, "Did you mean"),
     "unknown KV dtype": (("--gpu", "h200", "--kv-dtype", "fp7"), 2, "no KV dtype"),
     "unknown objective": (("--gpu", "h200", "--objective", "cheap"), 2, "objective"),
-    "mem fraction of 2": (("--gpu", "h200", "--mem-fraction", "2"), 2, "0.1 to below 1"),
+    "mem fraction of 2": (("--gpu", "h200", "--mem-fraction", "2"), 2, "0.1 to 0.99"),
     "chunk of 100": (("--gpu", "h200", "--chunk", "100"), 2, "multiple of 64"),
     "mtp of words": (("--gpu", "h200", "--mtp", "maybe"), 2, "off, on"),
     "missing inventory": (("--inventory", "/nope.toml"), 2, "does not exist"),

@@ -231,9 +231,9 @@ def test_one_node_meets_on_loopback_and_more_at_the_head():
     (alone,) = commands(planned(NEW, "one node"))
     assert value(alone, "--dist-init-addr") == "127.0.0.1:20000"
     several = commands(planned(NEW, "three nodes"), rendezvous_port=20001)
-    assert {value(command, "--dist-init-addr") for command in several} == {"node0:20001"}
+    assert {value(command, "--dist-init-addr") for command in several} == {"host0:20001"}
     vllm = commands(planned(VLLM, "five nodes"))
-    assert {(value(command, "--master-addr"), value(command, "--master-port")) for command in vllm} == {("node0", "20000")}
+    assert {(value(command, "--master-addr"), value(command, "--master-port")) for command in vllm} == {("host0", "20000")}
 
 
 def test_the_head_s_address_is_used_where_it_is_known():

@@ -46,7 +46,7 @@ def test_gpus_are_numbered_within_their_host():
 
 def test_hosts_are_numbered_and_declared():
     found = declared_inventory("16x h200", 2, None)
-    assert [host.name for host in found.hosts] == ["node0", "node1"]
+    assert [host.name for host in found.hosts] == ["host0", "host1"]
     assert found.origin == "declared"
     assert found.gpu_count == 16
 
@@ -149,7 +149,7 @@ GPU = '[[hosts]]\n[[hosts.gpus]]\nprofile = "h200"\n'
         ('[[host]]\nname = "a"', "unknown key 'host'"),
         (f"schema_version = 2\n{GPU}", "schema_version is 2"),
         ('[[hosts]]\nname = "a"\ngpu = 8', "host a: gpu: extra inputs are not permitted"),
-        (GPU + "coutn = 8", "host node0: unknown key 'coutn'"),
+        (GPU + "coutn = 8", "host host0: unknown key 'coutn'"),
         (GPU + "count = 0", "count is 0, not 1 to 64"),
         (GPU + "count = 65", "count is 65, not 1 to 64"),
         (GPU + 'count = "8"', "count is '8', not 1 to 64"),

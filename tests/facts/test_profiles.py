@@ -148,7 +148,7 @@ def test_a_profile_without_memory_is_refused(tmp_path):
     head, tail = text.split("[memory_usable_bytes]\n")
     path = tmp_path / "mine.toml"
     path.write_text(head + "[memory_usable_bytes]\n" + tail.split("\n", 1)[1])
-    with pytest.raises(UsageError, match="memory_usable_bytes need a value"):
+    with pytest.raises(UsageError, match="memory_usable_bytes is None"):
         profiles.add_gpu_profile(path)
 
 
