@@ -59,7 +59,7 @@ TRITON ?= triton==3.6.0
 $(VENV)/.kernels: $(VENV)/.dev
 	@echo "Installing PyTorch and Triton into $(VENV) for the kernel tests ..."
 	@$(PIP) install "$(TORCH)"
-	@$(PIP) install "$(TRITON)"
+	@$(PIP) install "$(TRITON)" "numpy<2.4"
 	@touch $@
 
 clean:
