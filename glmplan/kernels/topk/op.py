@@ -6,7 +6,7 @@ table) and `topk_ragged` (position + offset). Common rules:
   is logits[n, start : start + length]; starts and lengths are clamped to the row; nothing outside it is looked at.
 - Result [N, K] int32, ascending by position; -1 in the last columns where the row has fewer than K elements.
 - Equal logits are taken by lowest position; -0.0 equals 0.0; NaN is lower than -inf.
-- Three launches (per 256 rows), grid and workspace fixed by N, L and K, no host synchronisation: CUDA-graph safe.
+- Three launches (four with many rows) per 256 rows; grid and workspace fixed by N, L and K; no host synchronisation.
 """
 
 from __future__ import annotations

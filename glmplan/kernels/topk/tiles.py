@@ -18,11 +18,13 @@ class Choice(NamedTuple):
     group_warps: int
     filter_warps: int
     finish_warps: int
+    segment: int
 
 
 # group_warps is for few rows, where a block has a deep tile of loads in flight; with many rows half of it.
 # 8 warps: 4,096 keys are 16 a thread, and scans and counts cross 8 warps, not 16.
-TABLE = {sm: Choice(16, 8, 8) for sm in (80, 86, 89, 90, 120)}
+# Segment, the winners placed at once: two a thread, but one on sm_120, where ptxas spills up to 32 bytes with two.
+TABLE = {sm: Choice(16, 8, 8, 256 if sm == 120 else 512) for sm in (80, 86, 89, 90, 120)}
 
 MIN_TILE = 1024  # less work than this does not pay for the bound every filter block derives
 MAX_TILE = 4096  # keys a filter block holds at once
@@ -31,7 +33,6 @@ GROUP_TILE = 8192  # loads in flight per block of the first launch; a quarter of
 SLACK_PART = 8  # the bound may let K / 8 groups too many pass: one counting step less, 300 candidates more
 FINISH_BLOCKS = 128  # winners and page entries of one row are spread over as many multiprocessors
 FINISH_WAVES = 2  # finish blocks per multiprocessor with many rows; each repeats the search for the threshold
-SEGMENT = 256  # winners placed at once: one a thread; two made ptxas spill up to 32 bytes for sm_120
 SLAB_ROWS = 256  # rows per launch: bounds the workspace at 38 MB whatever N is
 
 
@@ -107,7 +108,7 @@ def choose(sm: int, rows: int, width: int, k: int, multiprocessors: int) -> Tile
         tile=tile,
         own_bound=own_bound,
         share=share,
-        segment=min(SEGMENT, 2 * groups),
+        segment=min(choice.segment, 2 * groups),
         part=_power(-(-k // -(-blocks // share))),
         group_warps=choice.group_warps if group_rows * group_cols > 4096 else choice.group_warps // 2,
         bound_warps=choice.filter_warps,
