@@ -80,6 +80,14 @@ def _files(kind: str) -> dict[str, Path]:
     return found
 
 
+def _path(kind: str, name: str, what: str, known: list[str]) -> Path:
+    """The file of that name; an unknown name suggests the near ones among `known`."""
+    path = _files(kind).get(name)
+    if path is None:
+        raise UsageError(f"No {what} is named {name!r}.", nearest(name, known))
+    return path
+
+
 _extra_gpus: dict[str, GpuProfile] = {}
 
 
@@ -110,9 +118,7 @@ def gpu_profile(name: str) -> GpuProfile:
     """One GPU profile by name; an unknown name suggests the near ones."""
     if name in _extra_gpus:
         return _extra_gpus[name]
-    path = _files("gpus").get(name)
-    if path is None:
-        raise UsageError(f"No GPU profile is named {name!r}.", nearest(name, gpu_names()))
+    path = _path("gpus", name, "GPU profile", gpu_names())
     profile = parse(GpuProfile, path)
     _require_memory(profile, path)
     return profile
@@ -133,9 +139,7 @@ def model_names() -> list[str]:
 
 def model_profile(name: str) -> ModelProfile:
     """One model profile by name."""
-    path = _files("models").get(name)
-    if path is None:
-        raise UsageError(f"No model profile is named {name!r}.", nearest(name, model_names()))
+    path = _path("models", name, "model profile", model_names())
     return parse(ModelProfile, path)
 
 
@@ -155,9 +159,7 @@ def recipe_names() -> list[str]:
 
 def recipe(name: str) -> Recipe:
     """One recipe by name."""
-    path = _files("recipes").get(name)
-    if path is None:
-        raise UsageError(f"No recipe is named {name!r}.", nearest(name, recipe_names()))
+    path = _path("recipes", name, "recipe", recipe_names())
     return parse(Recipe, path)
 
 
