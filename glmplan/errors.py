@@ -45,3 +45,15 @@ class ProbeError(GlmplanError):
     """The hardware of a host could not be read."""
 
     exit_code = 1
+
+
+class NotHealthyError(GlmplanError):
+    """A launch did not become healthy, or a running deployment is not."""
+
+    exit_code = 6
+
+
+class WrongAnswersError(GlmplanError):
+    """The server runs, but its answers are wrong."""
+
+    exit_code = 7

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from glmplan.facts.base import Frozen
 from glmplan.facts.gpu import Gpu
+from glmplan.facts.system import System
 
 
 class Host(Frozen):
@@ -21,6 +22,7 @@ class Host(Frozen):
     hostname: str | None = None
     memory_total_bytes: int | None = None
     gpus: tuple[Gpu, ...] = ()
+    system: System | None = None
 
 
 class Inventory(Frozen):

@@ -1,0 +1,1 @@
+"""What would go wrong on these hosts, with the repair: one check per function."""
