@@ -1,7 +1,8 @@
 """How fast is sparse MLA, against the bytes it must gather and beside the engines' portable kernels?
 
 `python benchmarks/kernels_sparse_mla.py [--baselines FOLDER]`; FOLDER holds triton_sparse_mla.py, its _decode.py and its
-_prefill.py of an SGLang release and xpu_mla_sparse.py of a vLLM release, to time beside ours.
+_prefill.py of an SGLang release and xpu_mla_sparse.py of a vLLM release, to time beside ours. FlashMLA, which reads packed
+rows and pads to 64 heads, is timed where sgl_kernel's library can be loaded (kernels_baselines.py).
 `python -m glmplan.kernels.run_as sm89 benchmarks/kernels_sparse_mla.py` times the code of another SM.
 Medians over CUDA-graph replays; each launch of a graph has its own queries and indices, drawn from 1,048,576 slots, so
 what it gathers is not in the L2 cache. Floor: the rows gathered, over the bandwidth of a plain read in the same run.
@@ -23,6 +24,7 @@ import triton.language
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import kernels_baselines
 from glmplan.kernels import run_as
 from glmplan.kernels.results import graph_microseconds
 from glmplan.kernels.sparse_mla import op, samples
@@ -116,11 +118,9 @@ def decode_lines(rate: float, others: dict[str, Callable[..., Any]]) -> None:
         for rows in (1, 8, 32, 128):
             sets = inputs(rows, SLOTS)
             time = timed(lambda q, indices, kv=kv: op.sparse_mla(q, kv, indices, SCALE), sets)
-            beside = {}
-            if layout == "bf16":
-                names = ("SGLang decode", "vLLM")
-                calls = {name: others[name] for name in names if name in others}
-                beside = {n: timed(lambda q, i, call=c, kv=kv: call(q, kv, i), sets) for n, c in calls.items()}
+            names = {"bf16": ("SGLang decode", "vLLM"), "packed": ("FlashMLA",)}.get(layout, ())
+            calls = {name: others[name] for name in names if name in others}
+            beside = {n: timed(lambda q, i, call=c, kv=kv: call(q, kv, i), sets) for n, c in calls.items()}
             print(line(f"decode N={rows}", rows, layout, time, rate, AIMS.get((layout, rows)), beside), flush=True)
 
 
@@ -142,6 +142,10 @@ def main() -> None:
     parser.add_argument("--baselines", type=Path, default=None)
     folder = parser.parse_args().baselines
     torch.manual_seed(1)
+    others = baselines(folder)
+    flash_mla = kernels_baselines.sgl_kernel("flashmla_ops")
+    if flash_mla is not None:
+        others["FlashMLA"] = kernels_baselines.flash_mla(flash_mla, SCALE)
     rate = read_bytes_per_us()
     print(
         f"{torch.cuda.get_device_name()}, kernels for sm_{run_as.target_sm()}, torch {torch.__version__},"
@@ -150,7 +154,6 @@ def main() -> None:
     print(
         "| case | rows | ours | aim | bytes, operations | floor | ours / floor | beside |\n|---|---|---|---|---|---|---|---|"
     )
-    others = baselines(folder)
     decode_lines(rate, others)
     prefill_lines(rate, others)
 

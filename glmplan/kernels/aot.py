@@ -1,7 +1,8 @@
 """Does a kernel compile for an SM that is not here, and does it fit there?
 
-Compiles with Triton for a named SM without any GPU, assembles the PTX with the ptxas that Triton carries, and checks
-shared memory, register spills and forbidden instructions. Sizes are bytes. Limits per block: CUDA C++ programming guide,
+Compiles with Triton for a named SM without any GPU and checks shared memory, register spills and forbidden instructions.
+Spills are read from the log of Triton's own ptxas call, whose options differ by version (3.7 added --regAllocOptLevel=2).
+Sizes are bytes. Limits per block: CUDA C++ programming guide,
 "technical specifications per compute capability" (maximum per block less the 1 KiB the system keeps is already taken off).
 `python -m glmplan.kernels.aot OP SM` prints one JSON list for one operation.
 """
@@ -9,13 +10,12 @@ shared memory, register spills and forbidden instructions. Sizes are bytes. Limi
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import redirect_stdout
 from typing import Any, NamedTuple
 
 from glmplan.errors import UnsupportedError, UsageError
@@ -28,11 +28,12 @@ FP8_SM = 89
 
 
 class AotCase(NamedTuple):
-    """One kernel with fixed types: what `aot_cases(sm)` of an operation lists; a plain tuple of these six is as good.
+    """One kernel with fixed types: what `aot_cases(sm)` of an operation lists; a plain tuple of these is as good.
 
     `signature`: argument name -> Triton type, such as `*bf16`, `i32`, `i64`, `fp32`; `i32:16` says the value is a
     multiple of 16. Pointers count as aligned to 16 bytes, as torch's are; `*u8:1` says that this one is not.
     `constexprs`: argument name -> value; an integer argument the launcher specialises to 1 belongs here.
+    `maxnreg`: registers a thread may have, where the launcher says so.
     """
 
     name: str
@@ -41,6 +42,7 @@ class AotCase(NamedTuple):
     constexprs: Mapping[str, Any]
     num_warps: int
     num_stages: int
+    maxnreg: int | None = None
 
 
 class Compiled(NamedTuple):
@@ -54,8 +56,9 @@ class Compiled(NamedTuple):
 
 
 def compile_case(case: AotCase | tuple[Any, ...], sm: int) -> Compiled:
-    """Compile `case` for `sm` with Triton, then assemble its PTX to count spills; no GPU is touched."""
+    """Compile `case` for `sm` with Triton, down to machine code; no GPU is touched."""
     import triton
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -67,10 +70,17 @@ def compile_case(case: AotCase | tuple[Any, ...], sm: int) -> Compiled:
         )
     types, attrs = _typed(case)
     source = ASTSource(case.jit_fn, types, dict(case.constexprs), attrs)
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
-    kernel = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
-    spill_bytes, registers = _assemble(kernel.asm["ptx"], sm)
-    return Compiled(kernel.metadata.shared, spill_bytes, registers, kernel.asm["ptx"], kernel.asm["ttir"])
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.maxnreg}
+    log = io.StringIO()
+    with knobs.compilation.scope(), knobs.nvidia.scope(), redirect_stdout(log):
+        knobs.nvidia.dump_ptxas_log = True
+        knobs.compilation.always_compile = True  # a cached kernel has no log
+        kernel = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+    registers = re.findall(r"Used (\d+) registers", log.getvalue())
+    if not registers:
+        raise UnsupportedError(f"Triton {triton.__version__} printed no assembler log, so spills cannot be counted.")
+    asm = kernel.asm
+    return Compiled(kernel.metadata.shared, spill_bytes(log.getvalue()), max(map(int, registers)), asm["ptx"], asm["ttir"])
 
 
 def _typed(case: AotCase) -> tuple[dict[str, str], dict[tuple[int], list[list[Any]]]]:
@@ -88,21 +98,6 @@ def _typed(case: AotCase) -> tuple[dict[str, str], dict[tuple[int], list[list[An
         if aligned and types[name] != "constexpr":
             attrs[(position,)] = [["tt.divisibility", 16]]
     return types, attrs
-
-
-def _assemble(ptx: str, sm: int) -> tuple[int, int]:
-    """(spill bytes, registers) as `ptxas -v` reports them."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
-    name = f"sm_{sm}a" if sm >= 90 else f"sm_{sm}"
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "kernel.ptx")
-        source.write_text(ptx)
-        command = [get_ptxas(sm).path, "-v", f"--gpu-name={name}", str(source), "-o", str(source.with_suffix(".cubin"))]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UnsupportedError(f"ptxas refused the kernel for {name}: {done.stderr.strip().splitlines()[0]}")
-    return spill_bytes(done.stderr), max(map(int, re.findall(r"Used (\d+) registers", done.stderr)), default=0)
 
 
 def spill_bytes(ptxas_log: str) -> int:

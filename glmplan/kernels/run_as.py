@@ -3,11 +3,11 @@
 Compiles Triton kernels for an older SM (its instructions, its shared memory) and runs them on the GPU at hand: Triton
 lowers for the older SM down to PTX, and ptxas assembles that PTX for the real device. Three ways in:
 - `with as_sm(89): ...` in code;
-- `GLMPLAN_RUN_AS=sm89` and a call of `enable_from_environment()` in a fresh process;
+- `GLMPLAN_RUN_AS=sm89` and a call of `enable_from_environment()` in each process, such as an engine's plugin makes;
 - `python -m glmplan.kernels.run_as sm89 SCRIPT ARGUMENTS...`, which needs nothing of the script.
 What differs from the card itself: clocks, bandwidth, caches, and how ptxas schedules for the real device.
-Read in Triton 3.6.0 (third_party/nvidia/backend/compiler.py): TRITON_OVERRIDE_ARCH reaches TTIR, TTGIR and LLVM IR, but
-the PTX and cubin steps take the device's SM; so the PTX step is given the older one here.
+Read in Triton 3.6.0, 3.7.1 and 3.8.0 (third_party/nvidia/backend/compiler.py), all alike: TRITON_OVERRIDE_ARCH reaches
+TTIR, TTGIR and LLVM IR, but the PTX and cubin steps take the device's SM; so the PTX step is given the older one here.
 """
 
 from __future__ import annotations
@@ -69,18 +69,28 @@ def as_sm(sm: int) -> Iterator[None]:
 
 
 def enable_from_environment() -> int | None:
-    """Do as GLMPLAN_RUN_AS says for the rest of this process; None when it is unset or already done."""
+    """Do as GLMPLAN_RUN_AS says for the rest of this process; returns the SM, None when it is unset.
+
+    For every process an engine starts: the variable reaches all its children, what this does only forked ones. May be called
+    again, and before the process has its GPU: it touches none, so forking stays possible and no memory is taken. A GPU older
+    than the SM asked for is therefore refused by the first compilation.
+    """
     text = os.environ.get(ENVIRONMENT, "")
     if not text or _active is not None:
         return _active
-    enable(parse_sm(text))
+    enable(parse_sm(text), ask_device=False)
     return _active
 
 
-def enable(sm: int) -> Callable[[], None]:
-    """Switch on; returns the function that switches off again. Kernels already compiled natively stay usable after."""
+def enable(sm: int, *, ask_device: bool = True) -> Callable[[], None]:
+    """Switch on; returns the function that switches off again. Kernels already compiled natively stay usable after.
+
+    Asking the device creates its CUDA context in this process; without, compiling does.
+    """
     global _active
     _refuse(sm)
+    if ask_device:
+        _refuse_device(sm, device_sm())
     from triton import knobs
     from triton.runtime.jit import JITFunction
 
@@ -96,7 +106,7 @@ def enable(sm: int) -> Callable[[], None]:
     knobs.runtime.override_arch = f"sm{sm}"
     knobs.runtime.add_stages_inspection_hook = _stages
     # TRITON_OVERRIDE_ARCH alone makes another binary under the same cache key.
-    knobs.cache.dir = str(Path(saved_dir, f"run_as_sm{sm}"))
+    knobs.cache.dir = str(Path(saved_dir.removesuffix(f"/run_as_sm{sm}"), f"run_as_sm{sm}"))  # children inherit it
     _active = sm
 
     def undo() -> None:
@@ -127,11 +137,14 @@ def _refuse(sm: int) -> None:
     if not hasattr(triton.knobs.runtime, "add_stages_inspection_hook"):
         raise UnsupportedError(
             f"Triton {triton.__version__} has no hook for compiler stages, so kernels cannot run as another card.",
-            "Use Triton 3.6.",
+            "Use Triton 3.6 or newer.",
         )
-    if device_sm() < sm:
+
+
+def _refuse_device(sm: int, device: int) -> None:
+    if device < sm:
         raise UsageError(
-            f"This GPU is sm_{device_sm()} and cannot run code made for the newer sm_{sm}.",
+            f"This GPU is sm_{device} and cannot run code made for the newer sm_{sm}.",
             "Choose an older SM, or run natively.",
         )
 
@@ -148,6 +161,7 @@ def _stages(*arguments: Any) -> tuple[str, str] | None:
 
     backend, stages, options = arguments[:3]
     sm, device = int(options.arch.removeprefix("sm")), backend.target.arch
+    _refuse_device(sm, device)
     if sm == device:
         return None
 

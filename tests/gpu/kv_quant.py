@@ -1,7 +1,7 @@
 """Is kv_quant right on this GPU, at sizes and in situations the interpreter cannot reach? Exits 1 when it is not.
 
 `python tests/gpu/kv_quant.py [--small]`; `python -m glmplan.kernels.run_as sm89 tests/gpu/kv_quant.py` runs the code of
-another SM. `--small` is for compute-sanitizer.
+another SM. `--small` is for compute-sanitizer and captures no graph.
 """
 
 from __future__ import annotations
@@ -223,6 +223,8 @@ def main() -> int:
     print(f"{torch.cuda.get_device_name()}, kernels for sm_{run_as.target_sm()}, torch {torch.__version__}")
     failed = 0
     for check in CHECKS:
+        if SMALL and check is graph_replay_with_other_tokens:
+            continue
         passed = check()
         torch.cuda.synchronize()
         failed += not passed

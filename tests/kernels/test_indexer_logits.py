@@ -22,22 +22,6 @@ from glmplan.kernels.indexer_logits.reference import (  # noqa: E402
 from glmplan.kernels.indexer_logits.tiles import RaggedTile, ragged_tile  # noqa: E402
 
 LIMIT = 1e-6
-
-
-def _scalars_convert_again() -> None:
-    """Triton 3.6's interpreter keeps scalars as arrays of one element, which NumPy 2.4 no longer turns into loop bounds."""
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patch_lang_tensor(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patch_lang_tensor
-
-
-_scalars_convert_again()
 SMALL = RaggedTile(tokens=64, chunk=16, num_warps=4)
 
 

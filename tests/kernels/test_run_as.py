@@ -44,7 +44,7 @@ COMPILING = """
         types = {"source": "*bf16", "target": "*fp32", "n": "i32", "BLOCK": "constexpr"}
         attrs = {(0,): [["tt.divisibility", 16]], (1,): [["tt.divisibility", 16]]}
         source = ASTSource(kernel, types, {"BLOCK": fixed.pop("BLOCK")}, attrs)
-        return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=fixed)
+        return triton.compile(source, target=GPUTarget("cuda", fixed.pop("device", 90), 32), options=fixed)
 
     def target(kernel):
         # ELF header: bits 8 to 15 of e_flags (offset 48) hold the SM of the machine code in CUDA 12.8's and later cubins.
@@ -139,6 +139,63 @@ def test_the_environment_switches_a_fresh_process(tmp_path: Path) -> None:
         """
     assert run(body, folder=str(tmp_path), GLMPLAN_RUN_AS="sm89") == ["89 89 89", "sm_89"]
     assert run(body, folder=str(tmp_path), GLMPLAN_RUN_AS="") == ["None None 90", "sm_90a"]
+
+
+def test_a_spawned_process_is_switched_without_touching_its_gpu(tmp_path: Path) -> None:
+    lines = run(
+        """
+        import multiprocessing
+
+        def serve():
+            run_as.device_sm = None  # whoever asks for the device fails
+            print(run_as.enable_from_environment(), run_as.enable_from_environment(), flush=True)
+            print(target(compile(add, BLOCK=128))[0], flush=True)
+
+        if __name__ == "__main__":
+            print(run_as.active_sm(), flush=True)
+            child = multiprocessing.get_context("spawn").Process(target=serve)
+            child.start()
+            child.join()
+            print(child.exitcode)
+        """,
+        folder=str(tmp_path),
+        GLMPLAN_RUN_AS="sm89",
+    )
+    assert lines == ["None", "89 89", "sm_89", "0"]
+
+
+def test_children_of_a_switched_process_share_its_cache(tmp_path: Path) -> None:
+    lines = run(
+        """
+        import subprocess
+        import sys
+        from triton import knobs
+
+        run_as.enable_from_environment()
+        print(knobs.cache.dir.endswith("run_as_sm89"))
+        ask = "from triton import knobs; from glmplan.kernels import run_as as r; r.enable_from_environment(); "
+        child = subprocess.run([sys.executable, "-c", ask + "print(knobs.cache.dir)"], capture_output=True, text=True)
+        print(child.stdout.strip() == knobs.cache.dir)
+        """,
+        folder=str(tmp_path),
+        GLMPLAN_RUN_AS="sm89",
+    )
+    assert lines == ["True", "True"]
+
+
+def test_the_environment_asks_for_a_newer_card_than_the_gpu(tmp_path: Path) -> None:
+    lines = run(
+        """
+        run_as.enable_from_environment()
+        try:
+            compile(add, BLOCK=128, device=86)
+        except Exception as error:
+            print(type(error).__name__, error)
+        """,
+        folder=str(tmp_path),
+        GLMPLAN_RUN_AS="sm89",
+    )
+    assert lines == ["UsageError This GPU is sm_86 and cannot run code made for the newer sm_89."]
 
 
 def test_a_script_is_run_under_it_without_knowing(tmp_path: Path) -> None:

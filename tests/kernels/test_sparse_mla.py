@@ -19,22 +19,6 @@ LIMIT = 1e-3
 SCALE = 0.3
 
 
-def _scalars_convert_again() -> None:
-    """Triton 3.6's interpreter keeps scalars as arrays of one element, which NumPy 2.4 no longer turns into loop bounds."""
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patch_lang_tensor(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patch_lang_tensor
-
-
-_scalars_convert_again()
-
-
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(5)

@@ -7,8 +7,6 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from triton.runtime import interpreter  # noqa: E402
-
 from glmplan.errors import UsageError  # noqa: E402
 from glmplan.kernels.topk import op  # noqa: E402
 from glmplan.kernels.topk.op import topk, topk_paged, topk_ragged  # noqa: E402
@@ -17,18 +15,6 @@ from glmplan.kernels.topk.tiles import TABLE, choose, known_sm  # noqa: E402
 from glmplan.kernels.topk.verify import PATTERNS, make_logits  # noqa: E402
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _scalar_index(monkeypatch):
-    """Loop bounds read from memory are arrays of one element in the interpreter; NumPy 2.4 refuses int() of those."""
-    original = interpreter._patch_lang_tensor
-
-    def patched(tensor, scope):
-        original(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
 
 
 def i32(*values):

@@ -8,11 +8,11 @@ from glmplan.kernels.indexer_logits import kernel
 from glmplan.kernels.indexer_logits.launch import FILL_BLOCK, FP8_SM, request_block
 from glmplan.kernels.indexer_logits.tiles import group_size, paged_tile, ragged_tile
 
-Case = tuple[str, Any, dict[str, str], dict[str, Any], int, int]
+Case = tuple[Any, ...]
 
 
 def aot_cases(sm: int) -> list[Case]:
-    """(name, kernel, signature, constexprs, num_warps, num_stages) of every kernel variant, for compiling ahead of time."""
+    """(name, kernel, signature, constexprs, num_warps, num_stages) of every kernel variant."""
     decode = kernel.CONVERT.value if sm >= FP8_SM else kernel.INTEGER.value
     return [*_aot_paged(sm, decode), *_aot_ragged(sm, decode), *_aot_fill()]
 
@@ -20,7 +20,7 @@ def aot_cases(sm: int) -> list[Case]:
 def _aot_paged(sm: int, decode: int) -> list[Case]:
     cases = []
     for next_n, per_token, requests in ((1, False, 1), (1, False, 128), (2, False, 16), (4, True, 1024), (6, True, 128)):
-        group = group_size(sm, next_n)
+        group = group_size(next_n)
         tile = paged_tile(sm, group)
         signature = dict.fromkeys(("q", "keys"), "*u8") | dict.fromkeys(("scales", "weights", "out"), "*fp32")
         signature |= {"lengths": "*i32", "table": "*i32", "requests": "i32", "pages_total": "i32", "limit": "i32"}

@@ -23,6 +23,27 @@ CONVERT = tl.constexpr(0)
 INTEGER = tl.constexpr(1)
 PLAIN = tl.constexpr(2)
 
+# Four e4m3 bytes in $2 -> two pairs of fp16 in $0 and $1.
+HARDWARE_ASM = tl.constexpr("""{
+    .reg .b16 lo, hi;
+    mov.b32 {lo, hi}, $2;
+    cvt.rn.f16x2.e4m3x2 $0, lo;
+    cvt.rn.f16x2.e4m3x2 $1, hi;
+    }""")
+# Byte SEEEEMMM moved to the top of a half and shifted right by one: S lands on bit 14; adding bit 14 to itself carries it
+# into the sign. fp16 subnormals keep e4m3's exact, and the dot reads them.
+INTEGER_ASM = tl.constexpr("""{
+    .reg .b32 lo, hi, s, t;
+    prmt.b32 lo, $2, 0, 0x1404;
+    prmt.b32 hi, $2, 0, 0x3424;
+    shr.u32 lo, lo, 1;
+    shr.u32 hi, hi, 1;
+    and.b32 s, lo, 0x40004000;
+    and.b32 t, hi, 0x40004000;
+    add.u32 $0, lo, s;
+    add.u32 $1, hi, t;
+    }""")
+
 
 @triton.jit
 def to_fp16(raw, DECODE: tl.constexpr, PURE: tl.constexpr):
@@ -32,43 +53,9 @@ def to_fp16(raw, DECODE: tl.constexpr, PURE: tl.constexpr):
     loaded once, and costs a register move per dot instruction where the other operand streams: PURE = False hides it.
     """
     if DECODE == PLAIN:
-        half = decode_e4m3_finite(raw)
-    elif DECODE == CONVERT:
-        half = tl.inline_asm_elementwise(
-            """{
-            .reg .b16 lo, hi;
-            mov.b32 {lo, hi}, $2;
-            cvt.rn.f16x2.e4m3x2 $0, lo;
-            cvt.rn.f16x2.e4m3x2 $1, hi;
-            }""",
-            "=r,=r,r",
-            [raw],
-            dtype=tl.float16,
-            is_pure=PURE,
-            pack=4,
-        )
-    else:
-        # Byte SEEEEMMM moved to the top of a half and shifted right by one: S lands on bit 14; adding bit 14 to itself
-        # carries it into the sign. fp16 subnormals keep e4m3's exact, and the dot reads them.
-        half = tl.inline_asm_elementwise(
-            """{
-            .reg .b32 lo, hi, s, t;
-            prmt.b32 lo, $2, 0, 0x1404;
-            prmt.b32 hi, $2, 0, 0x3424;
-            shr.u32 lo, lo, 1;
-            shr.u32 hi, hi, 1;
-            and.b32 s, lo, 0x40004000;
-            and.b32 t, hi, 0x40004000;
-            add.u32 $0, lo, s;
-            add.u32 $1, hi, t;
-            }""",
-            "=r,=r,r",
-            [raw],
-            dtype=tl.float16,
-            is_pure=PURE,
-            pack=4,
-        )
-    return half
+        return decode_e4m3_finite(raw)
+    ASM: tl.constexpr = HARDWARE_ASM if DECODE == CONVERT else INTEGER_ASM
+    return tl.inline_asm_elementwise(ASM, "=r,=r,r", [raw], dtype=tl.float16, is_pure=PURE, pack=4)
 
 
 @triton.jit
@@ -232,9 +219,9 @@ def ragged_kernel(
         logit = tl.sum(twice_relu(score) * weight[None, :], 1) * scale
         row_begin = tl.maximum(tl.load(starts + row), 0)
         row_end = tl.load(stops + row)
-        to = position - row_begin if COMPRESSED else position
-        keep = (position >= row_begin) & (position < row_end) & (to < width) & real
-        tl.store(out + row * stride_or + to, logit, mask=keep)
+        first_column = row_begin if COMPRESSED else 0
+        keep = (position >= row_begin) & (position < row_end) & (position < first_column + width) & real
+        tl.store(out + (row * stride_or - first_column) + position, logit, mask=keep)
         query = to_fp16(q_raw, DECODE, False)
         row += 1
 

@@ -113,7 +113,7 @@ def _launch_paged(
     tile: PagedTile | None,
 ) -> None:
     requests, next_n = q.shape[:2]
-    group = group_size(_sm(q.device), next_n)
+    group = group_size(next_n)
     tile = tile or paged_tile(_sm(q.device), group)
     groups = triton.cdiv(next_n, group)
     programs = max(1, _sm_count(q.device) * tile.programs_per_sm // (groups * group))

@@ -26,10 +26,11 @@ class RaggedTile(NamedTuple):
     num_warps: int
 
 
-def group_size(sm: int, next_n: int) -> int:
-    """Draft tokens of one request that share each key tile: a power of two. Four take 0.76 of the time of two and two; on
-    sm_90 they take 1.3 times as long, because wgmma gives every warp some heads of each row and the sum crosses warps."""
-    return min(1 << (next_n - 1).bit_length(), 2 if sm == 90 else 4)
+def group_size(next_n: int) -> int:
+    """Draft tokens of one request that share each key tile: up to two. Of four draft tokens, one group of four takes 1.3 to
+    1.5 times as long as two and two (2.7 times on sm_90, where wgmma gives every warp some heads of each row and the sum
+    crosses warps); one by one is as fast, but reads each key twice as often, from L2 at best."""
+    return min(next_n, 2)
 
 
 def paged_tile(sm: int, group: int) -> PagedTile:

@@ -22,34 +22,18 @@ LN2 = tl.constexpr(0.6931471805599453)
 HALF_BIAS = tl.constexpr(1152921504606846976.0)  # 2**60; bf16's exponent bias less e4m3's is 120
 
 
-@triton.jit
-def even_columns(words, PORTABLE: tl.constexpr):
-    """uint16 of two e4m3 -> the low one, as bf16 times 2**-120 (PORTABLE: as float16, exact)."""
-    if PORTABLE:
-        return decode_e4m3_finite((words & 0xFF).to(tl.uint8))
-    return tl.inline_asm_elementwise(
-        "{ .reg .b32 x; prmt.b32 x, $1, 0, 0xA280; shl.b32 x, x, 4; and.b32 $0, x, 0x87F087F0; }",
-        "=r,r",
-        [words],
-        dtype=tl.bfloat16,
-        is_pure=True,
-        pack=2,
-    )
+# Two 16-bit words in $1, each of two e4m3 -> the low or the high one of both as bf16 in $0, too small by 2**120.
+EVEN_ASM = tl.constexpr("{ .reg .b32 x; prmt.b32 x, $1, 0, 0xA280; shl.b32 x, x, 4; and.b32 $0, x, 0x87F087F0; }")
+ODD_ASM = tl.constexpr("{ .reg .b32 x; prmt.b32 x, $1, 0, 0xB391; shl.b32 x, x, 4; and.b32 $0, x, 0x87F087F0; }")
 
 
 @triton.jit
-def odd_columns(words, PORTABLE: tl.constexpr):
-    """uint16 of two e4m3 -> the high one, as bf16 times 2**-120 (PORTABLE: as float16, exact)."""
+def columns(words, ODD: tl.constexpr, PORTABLE: tl.constexpr):
+    """uint16 of two e4m3 -> the low one, or the high one if ODD, as bf16 times 2**-120 (PORTABLE: as float16, exact)."""
     if PORTABLE:
-        return decode_e4m3_finite((words >> 8).to(tl.uint8))
-    return tl.inline_asm_elementwise(
-        "{ .reg .b32 x; prmt.b32 x, $1, 0, 0xB391; shl.b32 x, x, 4; and.b32 $0, x, 0x87F087F0; }",
-        "=r,r",
-        [words],
-        dtype=tl.bfloat16,
-        is_pure=True,
-        pack=2,
-    )
+        return decode_e4m3_finite((words >> 8 if ODD else words & 0xFF).to(tl.uint8))
+    ASM: tl.constexpr = ODD_ASM if ODD else EVEN_ASM
+    return tl.inline_asm_elementwise(ASM, "=r,r", [words], dtype=tl.bfloat16, is_pure=True, pack=2)
 
 
 @triton.jit
@@ -168,8 +152,8 @@ def attend(
             k_rope = tl.load(kv_ptr + tl.max_contiguous(at * 8, (1, 1, 2)) + LATENT + rope, mask=ok3, other=0.0)
 
         if FP8:
-            k_even = even_columns(words, PORTABLE)
-            k_odd = odd_columns(words, PORTABLE)
+            k_even = columns(words, False, PORTABLE)
+            k_odd = columns(words, True, PORTABLE)
             logits = tl.dot(q_even, k_even)
             logits = tl.dot(q_odd, k_odd, logits)
             if FORMAT == "packed":

@@ -11,6 +11,8 @@ from glmplan.kernels.topk.keys import (
     bits_of,
     chunk_of,
     count_at_least,
+    descend,
+    key_load,
     keys_at,
     last_of,
     listed,
@@ -71,11 +73,10 @@ def finish_kernel(
     if MODE == 2:
         shift_by = tl.load(offsets + row)
     total = tl.load(mine)
-    bound = tl.load(mine + 1).to(tl.uint32, bitcast=True)
-    highest = tl.load(mine + 2).to(tl.uint32, bitcast=True)
+    bound, highest = key_load(mine + 1), key_load(mine + 2)
     # Read before it is known how many there are: the addresses are the row's own.
     counts = tl.load(mine + BINS_AT + tl.arange(0, 1 << BINS_LOG2))
-    keys = tl.load(mine + KEYS_AT + tl.arange(0, SMALL)).to(tl.uint32, bitcast=True)
+    keys = key_load(mine + KEYS_AT + tl.arange(0, SMALL))
     if length <= K:
         _copy_all(out, table, table_width, shift_by, block, length, K, PART, MODE, PAGE)
     elif total <= CAP:
@@ -219,11 +220,7 @@ def _select_from_row(
         for at in range(0, length, TILE):
             keys = keys_at(base, at + tl.arange(0, TILE), length)
             at_least += count_at_least(keys, low, shift, digits, TILE, THREADS)
-        chosen = tl.sum((at_least >= need).to(tl.int32), 0) - 1
-        above = tl.max(tl.where(at_least >= need, 0, at_least), 0)
-        count = tl.min(tl.where(at_least >= need, at_least, 0x7FFFFFFF), 0) - above
-        need -= above
-        low += chosen.to(tl.uint32) << shift.to(tl.uint32)
+        low, count, need = descend(at_least, low, shift, need)
     last = last_of(low, shift)
     higher, ties = 0, 0
     for at in range(0, length, TILE):

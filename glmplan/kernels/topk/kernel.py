@@ -18,6 +18,7 @@ from glmplan.kernels.topk.keys import (
     chunk_of,
     count_at_least,
     float_of,
+    key_load,
     keys_at,
     logits_at,
     narrow,
@@ -30,21 +31,10 @@ HEAD = tl.constexpr(4)
 
 @triton.jit
 def group_max_kernel(
-    logits,
-    lengths,
-    row_starts,
-    work,
-    stride,
-    width,
-    work_stride,
-    K: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUPS_AT: tl.constexpr,
-    COLS: tl.constexpr,
-    ROWS: tl.constexpr,
-    HAS_STARTS: tl.constexpr,
-    PADDED: tl.constexpr,
-):
+    logits, lengths, row_starts, work, stride, width, work_stride,
+    K: tl.constexpr, GROUPS: tl.constexpr, GROUPS_AT: tl.constexpr, COLS: tl.constexpr, ROWS: tl.constexpr,
+    HAS_STARTS: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
     """Group g holds positions g, g + G, g + 2 G ...: their largest key, 0 for an empty group.
 
     Also clears the row's total and histogram (G / 2 bins).
@@ -72,54 +62,32 @@ def group_max_kernel(
 
 @triton.jit
 def bound_kernel(
-    lengths,
-    work,
-    work_stride,
-    K: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUPS_AT: tl.constexpr,
-    SLACK: tl.constexpr,
-    THREADS: tl.constexpr,
-):
+    lengths, work, work_stride,
+    K: tl.constexpr, GROUPS: tl.constexpr, GROUPS_AT: tl.constexpr, SLACK: tl.constexpr, THREADS: tl.constexpr,
+):  # fmt: skip
     """The row's bound and highest key, once per row: when there are many rows, not in every filter block."""
     row = tl.program_id(0)
     mine = work + row.to(tl.int64) * work_stride
-    maxima = tl.load(mine + GROUPS_AT + tl.arange(0, GROUPS)).to(tl.uint32, bitcast=True)
+    maxima = key_load(mine + GROUPS_AT + tl.arange(0, GROUPS))
     length = tl.load(lengths + row)
     if length > K:
         bound, highest = _bound(mine, maxima, K, GROUPS, SLACK, THREADS)
-        tl.store(mine + 1, bound.to(tl.int32, bitcast=True))
-        tl.store(mine + 2, highest.to(tl.int32, bitcast=True))
+        _store_bound(mine, bound, highest)
 
 
 @triton.jit
 def filter_kernel(
-    logits,
-    lengths,
-    row_starts,
-    work,
-    stride,
-    width,
-    work_stride,
-    K: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUPS_AT: tl.constexpr,
-    KEYS_AT: tl.constexpr,
-    CAP: tl.constexpr,
-    SLACK: tl.constexpr,
-    B: tl.constexpr,
-    TILE: tl.constexpr,
-    BINS_LOG2: tl.constexpr,
-    THREADS: tl.constexpr,
-    OWN_BOUND: tl.constexpr,
-    HAS_STARTS: tl.constexpr,
-):
+    logits, lengths, row_starts, work, stride, width, work_stride,
+    K: tl.constexpr, GROUPS: tl.constexpr, GROUPS_AT: tl.constexpr, KEYS_AT: tl.constexpr, CAP: tl.constexpr,
+    SLACK: tl.constexpr, B: tl.constexpr, TILE: tl.constexpr, BINS_LOG2: tl.constexpr, THREADS: tl.constexpr,
+    OWN_BOUND: tl.constexpr, HAS_STARTS: tl.constexpr,
+):  # fmt: skip
     """Every key not below the bound that the group maxima give goes to the row's candidate list, one segment a block."""
     row = tl.program_id(1)
     block = tl.program_id(0)
     mine = work + row.to(tl.int64) * work_stride
     if OWN_BOUND:
-        maxima = tl.load(mine + GROUPS_AT + tl.arange(0, GROUPS)).to(tl.uint32, bitcast=True)
+        maxima = key_load(mine + GROUPS_AT + tl.arange(0, GROUPS))
     base, length = row_of(logits, lengths, row_starts, row, stride, width, HAS_STARTS)
     if length > K:
         begin = block * chunk_of(length, B)
@@ -131,8 +99,7 @@ def filter_kernel(
             bound, highest = _bound(mine, maxima, K, GROUPS, SLACK, THREADS)
             taken = (keys >= bound).to(tl.int32)
         else:
-            bound = tl.load(mine + 1).to(tl.uint32, bitcast=True)
-            highest = tl.load(mine + 2).to(tl.uint32, bitcast=True)
+            bound, highest = key_load(mine + 1), key_load(mine + 2)
             logit = logits_at(base, position, end, False)
             taken = ((logit >= float_of(bound)) | ((bound == 1) & (position < end))).to(tl.int32)
         count = tl.sum(taken, 0)
@@ -157,8 +124,13 @@ def filter_kernel(
         tl.store(mine + HEAD + 2 * block, offset)
         tl.store(mine + HEAD + 2 * block + 1, count)
         if OWN_BOUND and block == 0:
-            tl.store(mine + 1, bound.to(tl.int32, bitcast=True))
-            tl.store(mine + 2, highest.to(tl.int32, bitcast=True))
+            _store_bound(mine, bound, highest)
+
+
+@triton.jit
+def _store_bound(mine, bound, highest):
+    tl.store(mine + 1, bound.to(tl.int32, bitcast=True))
+    tl.store(mine + 2, highest.to(tl.int32, bitcast=True))
 
 
 @triton.jit

@@ -41,6 +41,12 @@ def logits_at(base, index, length, PADDED: tl.constexpr):
 
 
 @triton.jit
+def key_load(at):
+    """Keys that the workspace holds as int32, with nothing masked."""
+    return tl.load(at).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
 def keys_at(base, index, length):
     """Keys at `index`, 0 past `length`."""
     return tl.where(index < length, ordered(logits_at(base, index, length, False)), 0).to(tl.uint32)
@@ -89,6 +95,15 @@ def listed(stored, at, stop, SIZE: tl.constexpr):
 
 
 @triton.jit
+def descend(at_least, low, shift, need):
+    """(low, keys inside, need inside) of the digit that holds the `need`-th largest key; `at_least` as counted."""
+    chosen = tl.sum((at_least >= need).to(tl.int32), 0) - 1
+    above = tl.max(tl.where(at_least >= need, 0, at_least), 0)
+    inside = tl.min(tl.where(at_least >= need, at_least, 0x7FFFFFFF), 0) - above
+    return low + (chosen.to(tl.uint32) << shift.to(tl.uint32)), inside, need - above
+
+
+@triton.jit
 def narrow(keys, more, stop, low, shift, inside_count, need, slack, SIZE: tl.constexpr, THREADS: tl.constexpr):
     """Radix descent from the bin [low, low + 2**shift) to the one of the `need`-th largest key in it.
 
@@ -104,11 +119,7 @@ def narrow(keys, more, stop, low, shift, inside_count, need, slack, SIZE: tl.con
         at_least = count_at_least(keys, low, shift, digits, SIZE, THREADS)
         for at in range(SIZE, stop, SIZE):
             at_least += count_at_least(listed(more, at, stop, SIZE), low, shift, digits, SIZE, THREADS)
-        chosen = tl.sum((at_least >= need).to(tl.int32), 0) - 1
-        above = tl.max(tl.where(at_least >= need, 0, at_least), 0)
-        inside_count = tl.min(tl.where(at_least >= need, at_least, 0x7FFFFFFF), 0) - above
-        need -= above
-        low += chosen.to(tl.uint32) << shift.to(tl.uint32)
+        low, inside_count, need = descend(at_least, low, shift, need)
     return low, shift, need
 
 

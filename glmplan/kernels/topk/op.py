@@ -21,7 +21,7 @@ from glmplan.errors import UsageError
 from glmplan.kernels.run_as import target_sm
 from glmplan.kernels.topk.finish import LOGICAL, PAGED, RAGGED, finish_kernel
 from glmplan.kernels.topk.kernel import bound_kernel, filter_kernel, group_max_kernel
-from glmplan.kernels.topk.tiles import SLAB_ROWS, Tiles, choose
+from glmplan.kernels.topk.tiles import FINISH_REGISTERS, SLAB_ROWS, Tiles, choose
 
 K_MAX = 2048
 PAGE_SIZES = (1, 64)
@@ -149,7 +149,8 @@ def _launch(
     finish_kernel[(tiles.finish_blocks, rows)](
         *row, out, pages, lengths if offsets is None else offsets, *sizes, out.stride(0),
         0 if table is None else table.stride(0), 0 if table is None else table.shape[1], rows_per_table,
-        **fixed["finish"], MODE=mode, PAGE=page_size, **flags, num_warps=tiles.finish_warps, num_stages=1,
+        **fixed["finish"], MODE=mode, PAGE=page_size, **flags,
+        num_warps=tiles.finish_warps, num_stages=1, maxnreg=FINISH_REGISTERS,
     )  # fmt: skip
 
 
@@ -261,8 +262,8 @@ def _check_device(name: str, tensor: torch.Tensor, logits: torch.Tensor) -> None
         raise UsageError(f"{name} is on {tensor.device}, logits on {logits.device}; they belong on one.")
 
 
-def aot_cases(sm: int) -> list[tuple[str, Any, dict[str, str], dict[str, Any], int, int]]:
-    """Every kernel as launched for GLM-5.2: (name, kernel, types, constants, warps, stages)."""
+def aot_cases(sm: int) -> list[tuple[Any, ...]]:
+    """Every kernel as launched for GLM-5.2: (name, kernel, types, constants, warps, stages, registers)."""
     cases = []
     for rows, width in ((1, 4096), (1, 131_072), (1, 1_048_576), (32, 131_072), (SLAB_ROWS, 131_072)):
         tiles = choose(sm, rows, width, K_MAX, 128)
@@ -283,7 +284,6 @@ def aot_cases(sm: int) -> list[tuple[str, Any, dict[str, str], dict[str, Any], i
                 more = {"out": "*i32", "table": "*i32", "offsets": "*i32", "out_stride": "i32:16"}
                 more |= {"table_stride": "i32", "table_width": "i32", "rows_per_table": "i32"}
                 constants = fixed["finish"] | flags | {"MODE": mode, "PAGE": page}
-                cases.append(
-                    (f"finish_{name}_{mode}_{page}", finish_kernel, row_types | more, constants, tiles.finish_warps, 1)
-                )
+                launch = (tiles.finish_warps, 1, FINISH_REGISTERS)
+                cases.append((f"finish_{name}_{mode}_{page}", finish_kernel, row_types | more, constants, *launch))
     return cases

@@ -33,6 +33,9 @@ GROUP_TILE = 8192  # loads in flight per block of the first launch; a quarter of
 SLACK_PART = 8  # the bound may let K / 8 groups too many pass: one counting step less, 300 candidates more
 FINISH_BLOCKS = 128  # winners and page entries of one row are spread over as many multiprocessors
 FINISH_WAVES = 2  # finish blocks per multiprocessor with many rows; each repeats the search for the threshold
+# Two finish blocks a multiprocessor. Without a limit, Triton 3.8's ptxas aims at three in some variants and spills 8 bytes,
+# and on sm_120 spills 56 bytes at the same 128 registers.
+FINISH_REGISTERS = 128
 SLAB_ROWS = 256  # rows per launch: bounds the workspace at 38 MB whatever N is
 
 
