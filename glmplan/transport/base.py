@@ -80,6 +80,8 @@ def _host(name: str) -> HostName:
         if last < first or last > 255:
             raise UsageError(f"{name} is no range of GPUs.", "Write local#0-3.")
         return HostName(name, is_local=True, gpu_indexes=tuple(range(first, last + 1)))
-    if name.startswith("-") or not re.fullmatch(r"(?:[^@\s,]+@)?(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?", name):
+    if name.startswith("-") or not re.fullmatch(
+        r"(?:[^@\s,]+@)?(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?", name
+    ):
         raise UsageError(f"{name!r} is no host name.", "Write [user@]host[:port], an alias of ~/.ssh/config, or local.")
     return HostName(name)

@@ -38,7 +38,11 @@ def _packed() -> bytes:
 
 
 def call(
-    transport: Transport, operation: str, request: dict[str, Any] | None = None, timeout_s: float = 30.0, python: str = "python3"
+    transport: Transport,
+    operation: str,
+    request: dict[str, Any] | None = None,
+    timeout_s: float = 30.0,
+    python: str = "python3",
 ) -> dict[str, Any]:
     """The result of one operation on the host; `python` is the interpreter there."""
     body = _packed() + json.dumps(request or {}).encode()
@@ -60,6 +64,5 @@ def _not_run(host: str, python: str, exit_status: int, stderr: bytes) -> NodeFai
     last = words[-1][:300] if words else "no output"
     if exit_status == 127 or "not found" in last:
         return NodeFailedError("no-python", f"{host} has no {python}: {last}.", "Install Python 3.9 or newer there.")
-    return NodeFailedError(
-        "not-run", f"The node program did not run on {host} (exit status {exit_status}): {last}.", f"Try `{python} -V` there."
-    )
+    problem = f"The node program did not run on {host} (exit status {exit_status}): {last}."
+    return NodeFailedError("not-run", problem, f"Try `{python} -V` there.")
