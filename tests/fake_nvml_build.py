@@ -27,6 +27,7 @@ GPU_KEYS = {
     *("handle", "name", "uuid", "compute_capability", "mig_mode", "ecc_mode", "nvlinks", "processes", *MEMORY_FIELDS),
     *("pcie_generation", "pcie_generation_max", "pcie_width", "pcie_width_max"),
     *("enforced_power_limit_mw", "clocks_event_reasons", "clocks_throttle_reasons"),
+    *("bus_id", "nvlink_remote_types", "nvlink_remote_gpus", "topology", "p2p_read", "p2p_write"),
 }
 
 

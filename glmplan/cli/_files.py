@@ -1,4 +1,4 @@
-"""Plans as files: written whole or not at all, read back with every problem as a sentence."""
+"""Files of the user: written whole or not at all, read back with every problem as a sentence."""
 
 from __future__ import annotations
 
@@ -26,8 +26,13 @@ def check_writable(path: Path, force: bool) -> None:
 
 
 def save_plan(plan: Plan, path: Path) -> None:
-    """Write the plan beside its place and move it there, so that a crash leaves the old file; links are followed."""
-    place, text = path.resolve(), plan.model_dump_json(indent=1) + "\n"
+    """Write the plan for `launch --plan`."""
+    save_text(plan.model_dump_json(indent=1) + "\n", path)
+
+
+def save_text(text: str, path: Path) -> None:
+    """Write beside the place and move it there, so that a crash leaves the old file; links are followed."""
+    place = path.resolve()
     try:
         handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
     except OSError as error:

@@ -66,3 +66,11 @@ class Gpu(Frozen):
         if self.nvlink_active is not None:
             return self.nvlink_active > 4
         return (self.peer_link_bytes_per_s or 0) >= 200_000_000_000
+
+
+class GpuProblem(Frozen):
+    """Why GPUs of a host could not be read; `kind` is the node program's: no-driver, driver-mismatch, gpu-lost, ..."""
+
+    kind: str
+    message: str
+    next_step: str = ""

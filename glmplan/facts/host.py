@@ -7,12 +7,16 @@ from typing import Literal
 from pydantic import Field
 
 from glmplan.facts.base import Frozen
-from glmplan.facts.gpu import Gpu
+from glmplan.facts.gpu import Gpu, GpuProblem
 from glmplan.facts.system import System
 
 
 class Host(Frozen):
-    """One machine: `name` is the SSH name or a label, `address` what other nodes connect to."""
+    """One machine: `name` is the SSH name or a label, `address` what other nodes connect to.
+
+    `network` holds the NCCL and gloo variables that bind a node to the interface of that address. `gpu_problem` says why
+    `gpus` is empty or lacks some.
+    """
 
     name: str
     address: str | None = None
@@ -22,6 +26,8 @@ class Host(Frozen):
     hostname: str | None = None
     memory_total_bytes: int | None = None
     gpus: tuple[Gpu, ...] = ()
+    gpu_problem: GpuProblem | None = None
+    network: dict[str, str] = Field(default_factory=dict)
     system: System | None = None
 
 

@@ -17,6 +17,7 @@ from glmplan.facts.gpu import Gpu
 from glmplan.facts.host import Host, Inventory
 from glmplan.facts.model_config import first_problem
 from glmplan.facts.profiles import gpu_profile, read_toml
+from glmplan.facts.toml import toml_text
 from glmplan.units import parse_bytes
 
 DEFAULT_GPUS = "24x rtx-4090-48g"
@@ -150,3 +151,14 @@ def read_inventory(path: Path) -> Inventory:
     if len(set(names)) != len(names):
         raise UsageError(f"{path}: two hosts have the same name.", "Give each its own.")
     return Inventory(origin="file", hosts=tuple(found))
+
+
+def inventory_text(inventory: Inventory) -> str:
+    """The inventory as TOML that `read_inventory` reads back with the same hosts."""
+    tree = inventory.model_dump(mode="json", exclude_defaults=True, exclude={"schema_version"})
+    for entry, host in zip(tree["hosts"], inventory.hosts, strict=True):
+        if host.system is not None and "limits" in entry.get("system", {}):
+            limits = entry["system"]["limits"]
+            entry["system"]["limits"] = {name: "unlimited" if limit is None else limit for name, limit in limits.items()}
+    head = "# Saved by glmplan probe. Read it with: glmplan size --inventory FILE\n"
+    return head + toml_text({"schema_version": inventory.schema_version, **tree})

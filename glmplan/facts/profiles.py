@@ -2,7 +2,7 @@
 
 Packaged profiles lie in `glmplan/profiles` inside a wheel, or in `profiles/` of a checkout (recognised by the
 pyproject.toml beside it). Files of the user win over packaged ones of the same name: `--profile PATH` (a TOML file),
-and the folders of GLMPLAN_PROFILES (os.pathsep-separated, with gpus/, models/, engines/ and recipes/ inside).
+and the folders of GLMPLAN_PROFILES (os.pathsep-separated, with gpus/, models/, engines/, recipes/ and failures/ inside).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from glmplan.errors import UsageError
 from glmplan.facts.engine_profile import EngineProfile
+from glmplan.facts.failure_profile import FailureProfile, FailureSignature
 from glmplan.facts.gpu_profile import GpuProfile
 from glmplan.facts.model_config import first_problem
 from glmplan.facts.model_profile import CheckpointProfile, ModelProfile
@@ -180,3 +181,12 @@ def engine_profile(name: str) -> EngineProfile:
         if option.kv_format not in known:
             raise UsageError(f"{path}: attention {option.id} names kv_format {option.kv_format!r}.", "Correct the file.")
     return profile
+
+
+def failure_signatures(family: str) -> tuple[FailureSignature, ...]:
+    """What is known of failures of an engine family, and then of what all engines share."""
+    found: tuple[FailureSignature, ...] = ()
+    for name in (family, "common"):
+        path = _path("failures", name, "failure profile", sorted(_files("failures")))
+        found += parse(FailureProfile, path).signatures
+    return found

@@ -6,9 +6,9 @@ node program (`glmplan.node`), which sends these very field names as JSON.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from glmplan.facts.base import Frozen
 
@@ -47,7 +47,7 @@ class PeerLink(Frozen):
 
 
 class Disk(Frozen):
-    """The file system under one path. `read_bytes_per_s` is a sequential read of `read_sample_bytes`, past the page cache."""
+    """The file system under a path. `read_bytes_per_s`: a sequential read of `read_sample_bytes`, past the page cache."""
 
     path: str
     mount: str | None = None
@@ -104,7 +104,11 @@ class Leftover(Frozen):
 
 
 class System(Frozen):
-    """Everything about a host that is not a GPU."""
+    """Everything about a host that is not a GPU.
+
+    `clock_offset_s` is the host's clock less that of the machine that asked, known to within `clock_error_s`. `limits`
+    are soft limits, None in it is "unlimited". `iommu` is off, passthrough or translated.
+    """
 
     os_name: str | None = None
     kernel_version: str | None = None
@@ -114,6 +118,8 @@ class System(Frozen):
     home: str | None = None
     python_version: str | None = None
     node_time_s: float | None = None
+    clock_offset_s: float | None = None
+    clock_error_s: float | None = None
     boot_id: str | None = None
     cpu_model: str | None = None
     cpu_count: int | None = None
@@ -138,3 +144,11 @@ class System(Frozen):
     engines: tuple[EngineEnvironment, ...] = ()
     model: ModelFiles | None = None
     leftovers: tuple[Leftover, ...] = ()
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _unlimited(cls, limits: Any) -> Any:
+        """TOML has no None: a saved inventory says "unlimited"."""
+        if not isinstance(limits, dict):
+            return limits
+        return {name: None if limit == "unlimited" else limit for name, limit in limits.items()}

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from glmplan.errors import UsageError
-from glmplan.facts.inventory import declared_inventory, default_inventory, read_inventory
-from glmplan.facts.profiles import gpu_profile
+from glmplan.facts.gpu import GpuProblem
+from glmplan.facts.host import Host, Inventory
+from glmplan.facts.inventory import declared_inventory, default_inventory, inventory_text, read_inventory
+from glmplan.facts.profiles import gpu_profile, gpu_profiles
+from glmplan.facts.system import System
+from glmplan.planning.network import with_links
+from glmplan.probe.remote import to_host
 from glmplan.units import GIB
 
 
@@ -180,3 +188,37 @@ def test_gpus_that_are_no_list_are_one_sentence(tmp_path):
     path.write_text("[[hosts]]\ngpus = 5")
     with pytest.raises(UsageError, match="gpus"):
         read_inventory(path)
+
+
+RECORDED = Path(__file__).parents[1] / "recorded" / "hosts"
+
+
+def saved_and_read(inventory: Inventory, path: Path) -> Inventory:
+    path.write_text(inventory_text(inventory))
+    return read_inventory(path)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECORDED.glob("*.json")))
+def test_a_probed_host_is_read_back_equal(tmp_path, name):
+    answer = json.loads((RECORDED / f"{name}.json").read_text())
+    hosts = with_links([to_host(answer, name, gpu_profiles(), (0.0, 1.0))])
+    found = saved_and_read(Inventory(origin="probe", hosts=hosts), tmp_path / "inventory.toml")
+    assert found.hosts == hosts
+    assert found.origin == "file"
+
+
+def test_a_declared_inventory_is_read_back_equal(tmp_path):
+    declared = declared_inventory("8x rtx-4090-48g + 2x gb10", None, None)
+    assert saved_and_read(declared, tmp_path / "inventory.toml").hosts == declared.hosts
+
+
+def test_hosts_without_gpus_and_odd_words_are_read_back_equal(tmp_path):
+    system = System(
+        os_name='a "quoted"\\ name\n',
+        limits={"open_files": None, "processes": 5},
+        ephemeral_ports=(1, 2),
+        environment={"A.B": "é"},
+    )
+    problem = GpuProblem(kind="no-driver", message="none")
+    hosts = (Host(name="a", gpu_problem=problem, network={"NCCL_SOCKET_IFNAME": "=eth0"}, system=system), Host(name="b"))
+    assert saved_and_read(Inventory(hosts=hosts), tmp_path / "inventory.toml").hosts == hosts

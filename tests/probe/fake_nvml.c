@@ -1,4 +1,4 @@
-/* A stand-in for libnvidia-ml.so.1: the NVML functions that glmplan.probe.nvml reaches through pynvml.
+/* A stand-in for libnvidia-ml.so.1: the NVML functions that glmplan.node.nvml reaches through pynvml.
  *
  * Answers come from the file named by FAKE_NVML_FACTS, one "key=value" per line:
  *   numbers are decimal, several are separated by blanks; "!3" makes the call return NVML error 3;
@@ -26,6 +26,11 @@ enum {
 typedef struct { u64 total, free, used; } nvmlMemory_t;
 typedef struct { unsigned version; u64 total, reserved, free, used; } nvmlMemory_v2_t;
 typedef struct { unsigned pid; u64 usedGpuMemory; unsigned gpuInstanceId, computeInstanceId; } nvmlProcessInfo_t;
+typedef struct {
+    char busIdLegacy[16];
+    unsigned domain, bus, device, pciDeviceId, pciSubSystemId;
+    char busId[32];
+} nvmlPciInfo_t;
 typedef struct nvmlDevice_st { int index; } *nvmlDevice_t;
 
 enum { MAX_GPUS = 16, MAX_NUMBERS = 128 };
@@ -38,6 +43,7 @@ static struct nvmlDevice_st devices[MAX_GPUS];
 unsigned fake_sizeof_memory(void) { return sizeof(nvmlMemory_t); }
 unsigned fake_sizeof_memory_v2(void) { return sizeof(nvmlMemory_v2_t); }
 unsigned fake_sizeof_process(void) { return sizeof(nvmlProcessInfo_t); }
+unsigned fake_sizeof_pci(void) { return sizeof(nvmlPciInfo_t); }
 
 static void note(const char *call)
 {
@@ -273,18 +279,66 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *ou
     return SUCCESS;
 }
 
-nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t device, unsigned link, unsigned *out)
+/* Number `place` of the list under "gpu.I.key"; a list that is too short is an invalid argument. */
+static nvmlReturn_t listed(nvmlDevice_t device, const char *key, unsigned place, unsigned *out)
 {
     u64 value[MAX_NUMBERS];
     int count;
-    ENTER();
-    nvmlReturn_t code = numbers(value, &count, "gpu.%d.nvlinks", device->index);
+    nvmlReturn_t code = numbers(value, &count, "gpu.%d.%s", device->index, key);
     if (code != SUCCESS)
         return code;
-    if (link >= (unsigned)count)
+    if (place >= (unsigned)count)
         return INVALID_ARGUMENT;
-    *out = (unsigned)value[link];
+    *out = (unsigned)value[place];
     return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t device, unsigned link, unsigned *out)
+{
+    ENTER();
+    return listed(device, "nvlinks", link, out);
+}
+
+nvmlReturn_t nvmlDeviceGetNvLinkRemoteDeviceType(nvmlDevice_t device, unsigned link, unsigned *out)
+{
+    ENTER();
+    return listed(device, "nvlink_remote_types", link, out);
+}
+
+static nvmlReturn_t bus_of(int index, nvmlPciInfo_t *out)
+{
+    memset(out, 0, sizeof *out);
+    return text(out->busId, sizeof out->busId, "gpu.%d.bus_id", index);
+}
+
+nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *out)
+{
+    ENTER();
+    return bus_of(device->index, out);
+}
+
+/* "nvlink_remote_gpus" holds the index of the GPU at the other end of each link. */
+nvmlReturn_t nvmlDeviceGetNvLinkRemotePciInfo_v2(nvmlDevice_t device, unsigned link, nvmlPciInfo_t *out)
+{
+    unsigned remote;
+    ENTER();
+    nvmlReturn_t code = listed(device, "nvlink_remote_gpus", link, &remote);
+    return code == SUCCESS ? bus_of((int)remote, out) : code;
+}
+
+/* "topology" and "p2p" hold one number per GPU: the level of the common ancestor, the status of both directions. */
+nvmlReturn_t nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t device, nvmlDevice_t peer, unsigned *out)
+{
+    ENTER();
+    return listed(device, "topology", (unsigned)peer->index, out);
+}
+
+nvmlReturn_t nvmlDeviceGetP2PStatus(nvmlDevice_t device, nvmlDevice_t peer, unsigned kind, unsigned *out)
+{
+    ENTER();
+    if (kind > 1)
+        return INVALID_ARGUMENT;
+    return listed(device, kind ? "p2p_write" : "p2p_read", (unsigned)peer->index, out);
 }
 
 /* "processes" alternates pid and used bytes; 2^64 - 1 bytes is NVML_VALUE_NOT_AVAILABLE. */

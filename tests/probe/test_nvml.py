@@ -27,7 +27,7 @@ PROBE = """
 import json, sys
 from glmplan.errors import ProbeError
 from glmplan.facts.gpu_profile import GpuProfile
-from glmplan.probe.nvml import probe_local
+from glmplan.probe.local import probe_local
 profiles = [GpuProfile.model_validate(one) for one in json.load(sys.stdin)]
 try:
     print(probe_local(profiles).model_dump_json())
@@ -322,7 +322,7 @@ def test_the_probe_shuts_nvml_down_once(fake_nvml: Environment) -> None:
 
 
 def test_importing_the_probe_does_not_load_pynvml() -> None:
-    program = "import sys, glmplan.probe.nvml; sys.exit('pynvml' in sys.modules)"
+    program = "import sys, glmplan.probe.local; sys.exit('pynvml' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
@@ -332,10 +332,52 @@ def test_importing_the_probe_does_not_load_pynvml() -> None:
         ("fake_sizeof_memory", pynvml.c_nvmlMemory_t),
         ("fake_sizeof_memory_v2", pynvml.c_nvmlMemory_v2_t),
         ("fake_sizeof_process", pynvml.c_nvmlProcessInfo_v3_t),
+        ("fake_sizeof_pci", pynvml.nvmlPciInfo_t),
     ],
 )
 def test_the_fakes_structs_have_pynvmls_sizes(nvml_library: Path, size: str, struct: type[ctypes.Structure]) -> None:
     assert getattr(ctypes.CDLL(str(nvml_library)), size)() == ctypes.sizeof(struct)
+
+
+def read_with_peers(env: dict[str, str]) -> dict[str, Any]:
+    """What the node program reads, peers included."""
+    program = "import json; from glmplan.node.gpus import read_gpus; print(json.dumps(read_gpus(peers=True)))"
+    run = subprocess.run([sys.executable, "-W", "error", "-c", program], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    found: dict[str, Any] = json.loads(run.stdout)
+    return found
+
+
+def paths(env: dict[str, str]) -> dict[tuple[int, int], tuple[str | None, bool | None]]:
+    pairs = read_with_peers(env)["peers"]
+    return {(one["gpu_index"], one["peer_index"]): (one["path"], one["p2p"]) for one in pairs}
+
+
+def test_links_through_switches_are_counted_as_nvidia_smi_counts_them(fake_nvml: Environment) -> None:
+    assert paths(fake_nvml("two-h200")) == {(0, 1): ("NV18", True)}
+
+
+def test_bridges_join_pairs_and_the_rest_goes_over_the_system(fake_nvml: Environment) -> None:
+    found = paths(fake_nvml("bridged-a6000"))
+    assert len(found) == 6
+    assert found[0, 1] == found[2, 3] == ("NV4", True)
+    assert {found[pair] for pair in found if pair not in ((0, 1), (2, 3))} == {("SYS", False)}
+
+
+def test_pcie_boxes_tell_sockets_apart_and_that_p2p_is_refused(fake_nvml: Environment) -> None:
+    found = paths(fake_nvml("eight-4090-48g"))
+    assert len(found) == 28
+    assert (found[0, 3], found[3, 4]) == (("NODE", False), ("SYS", False))
+
+
+@pytest.mark.parametrize("status", [[0, 6], None])
+def test_p2p_that_the_driver_does_not_tell_is_none(variant: Variant, status: list[int] | None) -> None:
+    key = {"p2p_read": status} if status else {"p2p_read": refused("NOT_SUPPORTED")}
+    assert paths(variant("two-h200", **key)) == {(0, 1): ("NV18", None)}
+
+
+def test_peers_without_any_answer_are_unknown(fake_nvml: Environment) -> None:
+    assert paths(fake_nvml("mixed")) == {(0, 1): (None, None)}
 
 
 def test_every_call_of_the_fake_is_one_that_the_probe_makes(fake_nvml: Environment) -> None:
@@ -344,6 +386,10 @@ def test_every_call_of_the_fake_is_one_that_the_probe_makes(fake_nvml: Environme
     for name in ("eight-4090-48g", "no-memory-v2", "driver-mismatch"):
         env = fake_nvml(name)
         answer(env)
+        made |= set(calls(env))
+    for name in ("eight-4090-48g", "bridged-a6000"):
+        env = fake_nvml(name)
+        read_with_peers(env)
         made |= set(calls(env))
     symbols = subprocess.run(
         ["nm", "-D", "--defined-only", str(Path(env["FAKE_NVML_FACTS"]).parent / LIBRARY)],
