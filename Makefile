@@ -4,12 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: size test test-kernels lint types contracts check schema accuracy bench clean
+.PHONY: size launch-demo test test-kernels lint types contracts check schema accuracy bench clean
 
 size: $(VENV)/.runtime
 	@$(BIN)/glmplan size; status=$$?; if [ $$status -eq 0 ]; then \
 	  echo; echo "The command of each node (glmplan launch --dry-run):"; echo; $(BIN)/glmplan launch --dry-run; \
 	else exit $$status; fi
+
+# Three nodes on this machine, a stand-in for the engine: start, answers checked, stop, nothing left.
+launch-demo: $(VENV)/.runtime
+	@$(BIN)/glmplan launch --rehearse --yes --name launch-demo --hosts local#0-7,local#8-15,local#16-23; status=$$?; \
+	  $(BIN)/glmplan stop launch-demo --forget || status=$$?; exit $$status
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n auto $(PYTEST_ARGS)

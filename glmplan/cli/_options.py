@@ -1,4 +1,4 @@
-"""The options that `size` and `launch` share, declared once, and what they mean together."""
+"""Options that commands share, declared once as a dataclass, and the decorator that spells them out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
+from glmplan.cli._hosts import HostOptions
+
 HARDWARE, MODEL, LOAD, LAYOUT = "Hardware", "Model and engine", "Load", "Layout"
 
 
 @dataclass(frozen=True)
-class PlanningOptions:
-    """What was typed. None is 'not given'."""
+class PlanningOptions(HostOptions):
+    """What was typed for `size` and `launch`, hosts included. None is 'not given'."""
 
     gpus: Annotated[
         str | None,
@@ -60,6 +62,10 @@ class PlanningOptions:
         str | None,
         typer.Option(help="sglang (newest; default), sglang-0.5.13.post1, vllm, or a patched build.", rich_help_panel=MODEL),
     ] = None
+    kernel_port: Annotated[
+        str,
+        typer.Option(help="glmplan's kernels: auto (where the engine has none), off, or force.", rich_help_panel=MODEL),
+    ] = "auto"
     context: Annotated[
         str | None,
         typer.Option(help="Tokens of one request (131072, 128k, 1M). Default: the longest that fits.", rich_help_panel=LOAD),
@@ -96,28 +102,47 @@ class PlanningOptions:
     ] = False
 
 
-def takes_planning_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command `options: PlanningOptions` as its first parameter, spelled out as options of its own."""
+def takes_options(options_class: type[HostOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command `options`, of this class, as its first parameter, spelled out as options of its own.
 
-    @wraps(command)
-    def wrapper(**values: Any) -> None:
-        own = {name: values.pop(name) for name in list(values) if name not in names}
-        command(PlanningOptions(**values), **own)
+    Options that the class inherits come last in the help.
+    """
 
-    shared = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-        for f in fields(PlanningOptions)
-    ]
-    names = {parameter.name for parameter in shared}
-    hints = inspect.get_annotations(PlanningOptions, eval_str=True)
-    own_hints = inspect.get_annotations(command, eval_str=True)
-    own_parameters = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=own_hints[name])
-        for name, parameter in inspect.signature(command).parameters.items()
-        if name != "options"
-    ]
-    signature = inspect.Signature([p.replace(annotation=hints[p.name]) for p in shared] + own_parameters)
-    wrapper.__signature__ = signature  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {**hints, **{n: h for n, h in own_hints.items() if n not in ("options", "return")}}
-    del wrapper.__wrapped__
-    return wrapper
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        shared = [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
+            for f in sorted(fields(options_class), key=lambda f: f.name not in inspect.get_annotations(options_class))
+        ]
+        names = {parameter.name for parameter in shared}
+        hints = _hints(options_class)
+        own_hints = inspect.get_annotations(command, eval_str=True)
+        own_parameters = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=own_hints[name])
+            for name, parameter in inspect.signature(command).parameters.items()
+            if name != "options"
+        ]
+
+        @wraps(command)
+        def wrapper(**values: Any) -> None:
+            own = {name: values.pop(name) for name in list(values) if name not in names}
+            command(options_class(**values), **own)
+
+        signature = inspect.Signature([p.replace(annotation=hints[p.name]) for p in shared] + own_parameters)
+        wrapper.__signature__ = signature  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {**hints, **{n: h for n, h in own_hints.items() if n not in ("options", "return")}}
+        del wrapper.__wrapped__
+        return wrapper
+
+    return decorated
+
+
+def _hints(options_class: type[HostOptions]) -> dict[str, Any]:
+    """The annotations of a dataclass and of those it extends."""
+    found: dict[str, Any] = {}
+    for one in reversed(options_class.__mro__):
+        found |= inspect.get_annotations(one, eval_str=True)
+    return found
+
+
+takes_planning_options = takes_options(PlanningOptions)
+takes_host_options = takes_options(HostOptions)

@@ -81,6 +81,13 @@ def print_plan(out: Console, plan: Plan) -> None:
         out.print("\nNothing near would fit: neither another checkpoint nor up to 64 such nodes.")
 
 
+def print_summary(out: Console, plan: Plan) -> None:
+    """The short form for a launch: verdict, load and the memory of each stage."""
+    _headline(out, plan)
+    _facts(out, plan)
+    _stage_table(out, plan)
+
+
 def _gpu_words(plan: Plan) -> str:
     kinds: dict[str, int] = {}
     for rank in plan.ranks:

@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import dataclass, replace
 
+from glmplan.cli._hosts import HostOptions, probed, require_all
 from glmplan.cli._options import PlanningOptions
 from glmplan.cli._target import Loaded, config_target, folder_target, profiled_target
 from glmplan.errors import GlmplanError, UsageError
@@ -15,7 +16,7 @@ from glmplan.facts.inventory import declared_inventory, default_inventory, read_
 from glmplan.facts.profiles import add_gpu_profile, engine_profile, gpu_profile, gpu_profiles, model_profile, recipe
 from glmplan.planning.build import Context, build_plan
 from glmplan.planning.plan import Plan
-from glmplan.planning.request import OBJECTIVES, Pins, Request, Target
+from glmplan.planning.request import KERNEL_PORTS, OBJECTIVES, KernelPort, Pins, Request, Target
 from glmplan.planning.search import CONTEXT_LADDER, Found, search_ladder
 from glmplan.units import nearest, parse_tokens
 
@@ -36,10 +37,11 @@ class Inputs:
     with_changes: bool
 
 
-def make_plan(options: PlanningOptions, with_changes: bool = True) -> Plan:
+def make_plan(options: PlanningOptions, with_changes: bool = True, inventory: Inventory | None = None) -> Plan:
     """Resolve the options and plan; a layout that does not fit is a plan with `fits` false.
 
-    `with_changes` also works out, for every layout not chosen, what would make it fit.
+    `with_changes` also works out, for every layout not chosen, what would make it fit. An `inventory` that was read
+    already stands in for the hardware options.
     """
     for path in options.profile or []:
         add_gpu_profile(path)
@@ -52,7 +54,17 @@ def make_plan(options: PlanningOptions, with_changes: bool = True) -> Plan:
         return _count(
             options, Inputs(declared_inventory(f"1x {options.gpu}", 1, 1), loaded, request, contexts, with_changes)
         )
-    return _plan(options, Inputs(find_inventory(options), loaded, request, contexts, with_changes))
+    found = inventory if inventory is not None else find_inventory(options)
+    if found.origin in ("probe", "file"):
+        request = with_measurements(request)
+    return _plan(options, Inputs(found, loaded, request, contexts, with_changes))
+
+
+def with_measurements(request: Request) -> Request:
+    """The request with what earlier launches measured; it counts only for real hosts, never for hardware in words."""
+    from glmplan.fleet.calibration import measured_runtimes
+
+    return replace(request, measured=measured_runtimes())
 
 
 def with_recipe(options: PlanningOptions) -> PlanningOptions:
@@ -64,7 +76,7 @@ def with_recipe(options: PlanningOptions) -> PlanningOptions:
     unknown = sorted(set(found.options) - set(vars(plain)))
     if unknown:
         raise UsageError(f"The recipe {found.name} has an unknown option {unknown[0]!r}.", "Correct the recipe.")
-    hardware = {"gpus", "nodes", "gpus_per_node", "gpu", "inventory"}
+    hardware = {"gpus", "nodes", "gpus_per_node", "gpu", "inventory", "hosts"}
     own_hardware = any(getattr(options, name) is not None for name in hardware)
     own_model = any(getattr(options, name) is not None for name in ("model_config", "model_path"))
     chosen = {}
@@ -78,7 +90,7 @@ def with_recipe(options: PlanningOptions) -> PlanningOptions:
 
 def find_inventory(options: PlanningOptions) -> Inventory:
     """The hardware named by the options; without any, this machine's GPUs or the embedded default."""
-    named = [name for name in ("gpus", "gpu", "inventory") if getattr(options, name) is not None]
+    named = [name for name in ("gpus", "gpu", "inventory", "hosts") if getattr(options, name) is not None]
     if len(named) > 1:
         raise UsageError(f"--{named[0]} and --{named[1]} contradict each other.", "Give one of them.")
     if options.gpus is not None:
@@ -87,7 +99,10 @@ def find_inventory(options: PlanningOptions) -> Inventory:
         raise UsageError("--nodes and --gpus-per-node need --gpus.", 'Add --gpus "24x rtx-4090-48g", for example.')
     if options.inventory is not None:
         return read_inventory(options.inventory)
-    from glmplan.probe.nvml import NoDriverError, probe_local
+    if options.hosts is not None:
+        return probed_inventory(options)
+    from glmplan.probe.gpus import NoDriverError
+    from glmplan.probe.local import probe_local
 
     try:
         return Inventory(origin="probe", hosts=(probe_local(gpu_profiles()),))
@@ -97,6 +112,13 @@ def find_inventory(options: PlanningOptions) -> Inventory:
             file=sys.stderr,
         )
         return default_inventory()
+
+
+def probed_inventory(options: HostOptions) -> Inventory:
+    """The GPUs of `--hosts` as they are now; a host that fails is printed and ends the command with exit code 5."""
+    from glmplan.probe.remote import inventory_of
+
+    return inventory_of(require_all(probed(options)))
 
 
 def _load(options: PlanningOptions, engine: EngineProfile) -> Loaded:
@@ -133,6 +155,7 @@ def _request(options: PlanningOptions, target: Target, engine: EngineProfile) ->
         context_tokens=0,
         concurrency=concurrency,
         kv_dtype=options.kv_dtype,
+        kernel_port=_kernel_port(options.kernel_port),
         mtp_steps=steps,
         mem_fraction=fraction,
         chunk_tokens=options.chunk,
@@ -142,6 +165,13 @@ def _request(options: PlanningOptions, target: Target, engine: EngineProfile) ->
         allow_cross_node_tp=options.allow_cross_node_tp,
         allow_pipeline_mtp=options.allow_pipeline_mtp,
     )
+
+
+def _kernel_port(text: str) -> KernelPort:
+    found = next((port for port in KERNEL_PORTS if port == text), None)
+    if found is None:
+        raise UsageError(f"No kernel port is named {text!r}.", nearest(text, list(KERNEL_PORTS)))
+    return found
 
 
 def _mtp_steps(text: str, engine: EngineProfile) -> int:
@@ -269,8 +299,8 @@ def _other_targets(options: PlanningOptions, target: Target) -> list[Target]:
 
 def _count(options: PlanningOptions, inputs: Inputs) -> Plan:
     """The smallest number of one GPU that carries the request: powers of two on one node, then whole nodes."""
-    if options.gpus is not None or options.inventory is not None:
-        other = "gpus" if options.gpus is not None else "inventory"
+    other = next((name for name in ("gpus", "inventory", "hosts") if getattr(options, name) is not None), None)
+    if other is not None:
         raise UsageError(f"--gpu and --{other} contradict each other.", "Give one of them.")
     assert options.gpu is not None
     if options.nodes is not None:
@@ -305,7 +335,13 @@ def _unsupported(inventory: Inventory, inputs: Inputs) -> bool:
 
     try:
         gpus = [gpu for host in inventory.hosts for gpu in host.gpus]
-        require_support(inputs.loaded.target.engine, inputs.loaded.target.scheme, inputs.request.kv_dtype, gpus)
+        require_support(
+            inputs.loaded.target.engine,
+            inputs.loaded.target.scheme,
+            inputs.request.kv_dtype,
+            gpus,
+            inputs.request.kernel_port,
+        )
     except UnsupportedError:
         return True
     return False

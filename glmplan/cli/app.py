@@ -10,7 +10,7 @@ import sys
 import typer
 
 from glmplan import __version__
-from glmplan.cli import launch, probe, size
+from glmplan.cli import doctor, launch, logs, probe, restart, size, status, stop, verify
 from glmplan.cli._errors import exit_code_of, report
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for plugins takes 20 ms of every start
@@ -25,6 +25,13 @@ app = typer.Typer(
 app.command("size", epilog=size.EXAMPLES)(size.size)
 app.command("launch", epilog=launch.EXAMPLES)(launch.launch)
 app.command("probe", epilog=probe.EXAMPLES)(probe.probe)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command("status", epilog=status.EXAMPLES)(status.status)
+app.command("logs", epilog=logs.EXAMPLES)(logs.logs)
+app.command("stop", epilog=stop.EXAMPLES)(stop.stop)
+app.command("restart", epilog=restart.RESTART_EXAMPLES)(restart.restart)
+app.command("watch", epilog=restart.WATCH_EXAMPLES)(restart.watch)
+app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
 
 
 def _version(asked: bool) -> None:

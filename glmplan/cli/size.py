@@ -75,8 +75,8 @@ def _print(plan: Plan, explain: bool, rejected: bool, save: Path | None) -> None
 def _flags(out: Console, plan: Plan) -> None:
     """The first node's command on a few lines; the other nodes differ in their rank."""
     from glmplan.cli import _output
-    from glmplan.cli.launch import node_commands
     from glmplan.engines.base import Endpoints, wrapped
+    from glmplan.engines.commands import node_commands
 
     command = node_commands(plan, Endpoints())[0]
     out.print("[bold]Flags[/] (first node; the others differ in their rank, and in weight kernels where their GPUs differ)")

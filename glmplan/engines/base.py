@@ -14,12 +14,16 @@ from glmplan.planning.plan import Plan, PlanNode
 
 
 class NodeCommand(Frozen):
-    """What one node runs. `environment` holds only what glmplan sets; no secret is ever in it."""
+    """What one node runs. `environment` holds only what glmplan sets; no secret is ever in it.
+
+    `http_host` is the address that the node's HTTP server, or its health answer, listens on.
+    """
 
     node_rank: int
     host: str
     argv: tuple[str, ...]
     environment: dict[str, str]
+    http_host: str = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,25 @@ def head_address(plan: Plan) -> str:
     return plan.nodes[0].address or plan.nodes[0].host
 
 
+def listen_address(endpoints: Endpoints, node: PlanNode) -> str:
+    """Where a node's HTTP listens: nodes that share one machine have loopback addresses of their own."""
+    own = node.address or ""
+    return own if own.startswith("127.") and endpoints.http_host == "127.0.0.1" else endpoints.http_host
+
+
+def node_network(plan: Plan, node: PlanNode, address_variable: str) -> dict[str, str]:
+    """The interface variables of a node, and its address in the engine's own; a plan on one node talks to nobody."""
+    if plan.layout.nodes == 1:
+        return {}
+    return {**node.network, **({address_variable: node.address} if node.address else {})}
+
+
+def port_environment(plan: Plan) -> dict[str, str]:
+    """What the plugin is told; unset it acts where the engine has no kernels for the GPU."""
+    chosen = plan.settings.kernel_port
+    return {} if chosen == "auto" else {"GLMPLAN_PORT": chosen}
+
+
 def joined(address: str, port: int) -> str:
     """`address:port`, with brackets around an IPv6 address."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
@@ -54,7 +77,7 @@ def joined(address: str, port: int) -> str:
 def visible_devices(node: PlanNode) -> dict[str, str]:
     """CUDA_VISIBLE_DEVICES where the plan uses part of a node's GPUs, or another order than the driver's."""
     indexes = list(node.gpu_indexes)
-    if node.all_gpus_used and indexes == sorted(indexes):
+    if node.all_gpus_used and indexes == list(range(len(indexes))):
         return {}
     return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, indexes)), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 

@@ -7,7 +7,16 @@ the planned size, which also corrects 0.5.13.post1's budget of 708 bytes for row
 
 from __future__ import annotations
 
-from glmplan.engines.base import Endpoints, NodeCommand, head_address, joined, visible_devices
+from glmplan.engines.base import (
+    Endpoints,
+    NodeCommand,
+    head_address,
+    joined,
+    listen_address,
+    node_network,
+    port_environment,
+    visible_devices,
+)
 from glmplan.facts.engine_profile import EngineProfile
 from glmplan.planning.plan import Plan, PlanNode
 
@@ -20,6 +29,7 @@ def commands(plan: Plan, engine: EngineProfile, endpoints: Endpoints) -> tuple[N
             host=node.host,
             argv=tuple(_argv(plan, engine, endpoints, node)),
             environment=_environment(plan, engine, node),
+            http_host=listen_address(endpoints, node),
         )
         for node in plan.nodes
     )
@@ -46,7 +56,7 @@ def _argv(plan: Plan, engine: EngineProfile, endpoints: Endpoints, node: PlanNod
     if settings.mtp_steps:
         argv += ["--speculative-algorithm", "EAGLE", "--speculative-num-steps", str(settings.mtp_steps)]
         argv += ["--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", str(settings.mtp_steps + 1)]
-    return [*argv, "--host", endpoints.http_host, "--port", str(endpoints.http_port)]
+    return [*argv, "--host", listen_address(endpoints, node), "--port", str(endpoints.http_port)]
 
 
 def _graphs(plan: Plan, engine: EngineProfile) -> list[str]:
@@ -56,7 +66,8 @@ def _graphs(plan: Plan, engine: EngineProfile) -> list[str]:
 
 
 def _environment(plan: Plan, engine: EngineProfile, node: PlanNode) -> dict[str, str]:
-    found = {**engine.base_env, **plan.settings.attention_env, **visible_devices(node)}
+    found = {**engine.base_env, **plan.settings.attention_env, **port_environment(plan), **visible_devices(node)}
+    found |= node_network(plan, node, "SGLANG_HOST_IP")
     if plan.layout.pp_size > 1:
         found[engine.parallel.partition_env] = ",".join(map(str, plan.layout.stages))
         if plan.settings.mtp_steps:

@@ -11,7 +11,15 @@ from __future__ import annotations
 
 import json
 
-from glmplan.engines.base import Endpoints, NodeCommand, head_address, visible_devices
+from glmplan.engines.base import (
+    Endpoints,
+    NodeCommand,
+    head_address,
+    listen_address,
+    node_network,
+    port_environment,
+    visible_devices,
+)
 from glmplan.facts.engine_profile import EngineProfile
 from glmplan.planning.plan import Plan, PlanNode
 
@@ -24,6 +32,7 @@ def commands(plan: Plan, engine: EngineProfile, endpoints: Endpoints) -> tuple[N
             host=node.host,
             argv=tuple(_argv(plan, engine, endpoints, node)),
             environment=_environment(plan, engine, node),
+            http_host=listen_address(endpoints, node),
         )
         for node in plan.nodes
     )
@@ -59,11 +68,12 @@ def _argv(plan: Plan, engine: EngineProfile, endpoints: Endpoints, node: PlanNod
         argv += ["--speculative-config", json.dumps(speculative, separators=(",", ":"))]
     if node.node_rank > 0:
         return [*argv, "--headless"]
-    return [*argv, "--host", endpoints.http_host, "--port", str(endpoints.http_port)]
+    return [*argv, "--host", listen_address(endpoints, node), "--port", str(endpoints.http_port)]
 
 
 def _environment(plan: Plan, engine: EngineProfile, node: PlanNode) -> dict[str, str]:
-    found = {**engine.base_env, **plan.settings.attention_env, **visible_devices(node)}
+    found = {**engine.base_env, **plan.settings.attention_env, **port_environment(plan), **visible_devices(node)}
+    found |= node_network(plan, node, "VLLM_HOST_IP")
     if plan.layout.pp_size > 1:
         found[engine.parallel.partition_env] = ",".join(map(str, plan.layout.stages))
     return found

@@ -20,6 +20,7 @@ OPERATIONS = {
     "stop": ("workers", "stop"),
     "deployments": ("workers", "deployments"),
     "forget": ("workers", "forget"),
+    "kernel_log": ("kernel_log", "kernel_log"),
     "http": ("web", "http"),
     "ports": ("sockets", "ports"),
     "listen": ("sockets", "listen"),

@@ -189,6 +189,7 @@ def _nodes(chosen: Evaluation, tokens: int) -> tuple[PlanNode, ...]:
                 node_rank=rank,
                 host=seats[0].host.name,
                 address=seats[0].host.address,
+                network=seats[0].host.network,
                 gpu_indexes=tuple(seat.gpu.index for seat in seats),
                 gpu=" + ".join(names),
                 sm=seats[0].gpu.sm,
@@ -215,6 +216,8 @@ def _why_plugin(chosen: Evaluation) -> str:
     """Which GPUs the released engine cannot serve, or that the mix shares no backend."""
     candidate = chosen.candidate
     stock = [option for option in candidate.engine.attention if not option.plugin]
+    if candidate.request.kernel_port == "force":
+        return "The kernel port was asked for"
     alone = [sm_name(gpu) for gpu in kinds(candidate.gpus) if choose_attention(stock, [gpu]) is None]
     if alone:
         return f"{candidate.engine.title} cannot serve this model on {' and '.join(alone)} by itself"
@@ -267,6 +270,7 @@ def _settings(chosen: Evaluation, tokens: int) -> PlanSettings:
         kv_row_bytes=kv.row_bytes,
         prefill_backend=candidate.option.prefill,
         decode_backend=candidate.option.decode,
+        kernel_port=request.kernel_port,
         attention_env=candidate.option.env,
         mem_fraction=chosen.budget.fraction,
         max_total_tokens=tokens,
@@ -296,8 +300,8 @@ def _warnings(chosen: Evaluation) -> tuple[str, ...]:
     found = []
     if candidate.option.plugin:
         found.append(
-            f"{_why_plugin(chosen)}: it needs the kernel port as a plugin, and this version of glmplan does not ship one "
-            "yet. The memory figures hold."
+            f"{_why_plugin(chosen)}: glmplan's kernels serve it as a plugin of the engine. glmplan launch brings them "
+            "along; without launch, install glmplan beside the engine on every node."
         )
     if candidate.gpus[0].vendor == "amd":
         found.append("AMD GPUs are sized only: glmplan has no launch path or kernels for them.")

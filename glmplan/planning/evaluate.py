@@ -18,6 +18,7 @@ from glmplan.model.tensors import Role
 from glmplan.model.workspace import Shape
 from glmplan.planning.layout import Layout, Seat
 from glmplan.planning.ledger import LineItem, Split, WeightLedger
+from glmplan.planning.measured import RuntimeKey, applied
 from glmplan.planning.ports import kinds, quantization_for
 from glmplan.planning.request import Request, Target
 from glmplan.planning.stages import Cuts, StageCosts, best_cuts, pool_tokens
@@ -166,7 +167,20 @@ class Candidate:
         scratch = workspace.indexer_scratch_bytes(engine, self.shape, self.option, outside, gpu.capacity_bytes)
         if scratch:
             items.append(LineItem("indexer logits", scratch, "runtime", reserve.indexer_source))
-        return [item for item in [*items, margin] if item.bytes]
+        found = [item for item in [*items, margin] if item.bytes]
+        return applied(found, self.request.measured, self._runtime_key(gpu), stage) if self.request.measured else found
+
+    def _runtime_key(self, gpu: Gpu) -> RuntimeKey:
+        """What a measurement must equal to stand in for the estimate."""
+        layout, request, target = self.layout, self.request, self.target
+        return RuntimeKey(
+            engine=self.engine.id, model=target.model_name, checkpoint=target.checkpoint_name, gpu=gpu.label,
+            tp_size=layout.tp, pp_size=layout.pp, dp_size=layout.dp, ep_size=layout.ep, dcp_size=layout.dcp,
+            gpus_per_node=layout.gpus_per_node, kv_format=self.option.kv_format, prefill_backend=self.option.prefill,
+            decode_backend=self.option.decode, chunk_tokens=self.shape.chunk_tokens,
+            context_tokens=request.context_tokens, graph_max_bs=request.batch,
+            max_running_requests=request.running, mtp_steps=request.mtp_steps,
+        )  # fmt: skip
 
     @property
     def rope_bytes(self) -> int:

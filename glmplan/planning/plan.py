@@ -70,11 +70,15 @@ class PlanLayout(Frozen):
 
 
 class PlanNode(Frozen):
-    """A host inside the plan and the GPUs it gives, in rank order."""
+    """A host inside the plan and the GPUs it gives, in rank order.
+
+    `network` holds the variables that bind NCCL and gloo to the interface of `address`.
+    """
 
     node_rank: int
     host: str
     address: str | None
+    network: dict[str, str] = Field(default_factory=dict)
     gpu_indexes: tuple[int, ...]
     gpu: str
     sm: int | None
@@ -104,6 +108,7 @@ class PlanSettings(Frozen):
     kv_row_bytes: int
     prefill_backend: str
     decode_backend: str
+    kernel_port: Literal["auto", "off", "force"] = "auto"
     attention_env: dict[str, str]
     mem_fraction: float = Field(gt=0, lt=1)
     max_total_tokens: int = Field(ge=0)

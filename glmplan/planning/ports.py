@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from glmplan.errors import UnsupportedError, UsageError
 from glmplan.facts.engine_profile import AttentionOption, EngineProfile, QuantizationOption
 from glmplan.facts.gpu import Gpu
+from glmplan.planning.request import KernelPort
 from glmplan.units import nearest
 
 KV_DTYPES = ("auto", "fp8", "bf16")
@@ -26,8 +27,11 @@ def _suits(option: AttentionOption | QuantizationOption, gpu: Gpu) -> bool:
     return option.amd if gpu.vendor == "amd" else gpu.sm in option.sms
 
 
-def attention_options(engine: EngineProfile, kv_dtype: str) -> tuple[AttentionOption, ...]:
-    """The engine's options for a KV dtype: auto, fp8, bf16 or one format's id. 4-bit KV only when named."""
+def attention_options(engine: EngineProfile, kv_dtype: str, kernel_port: KernelPort = "auto") -> tuple[AttentionOption, ...]:
+    """The engine's options for a KV dtype: auto, fp8, bf16 or one format's id. 4-bit KV only when named.
+
+    `kernel_port` off leaves out those that need glmplan's kernels; force leaves out the others.
+    """
     ids = [kv.id for kv in engine.kv_formats]
     if kv_dtype not in KV_DTYPES and kv_dtype not in ids:
         raise UsageError(
@@ -37,7 +41,7 @@ def attention_options(engine: EngineProfile, kv_dtype: str) -> tuple[AttentionOp
     for option in engine.attention:
         kv = engine.kv_format(option.kv_format)
         wanted = kv.dtype != "fp4" if kv_dtype == "auto" else kv_dtype in (kv.dtype, kv.id)
-        if wanted:
+        if wanted and kernel_port in ("auto", "force" if option.plugin else "off"):
             found.append(option)
     return tuple(found)
 
@@ -58,9 +62,11 @@ def quantization_for(engine: EngineProfile, scheme: str, gpu: Gpu) -> Quantizati
     return next((q for q in engine.quantization if q.scheme == scheme and _suits(q, gpu)), None)
 
 
-def require_support(engine: EngineProfile, scheme: str, kv_dtype: str, gpus: Iterable[Gpu]) -> None:
+def require_support(
+    engine: EngineProfile, scheme: str, kv_dtype: str, gpus: Iterable[Gpu], kernel_port: KernelPort = "auto"
+) -> None:
     """Refuse an inventory of which no GPU can run this checkpoint with this engine."""
-    options = attention_options(engine, kv_dtype)
+    options = attention_options(engine, kv_dtype, kernel_port)
     problems = []
     for gpu in kinds(gpus):
         problem = support_problem(engine, scheme, kv_dtype, options, gpu)
@@ -84,6 +90,8 @@ def support_problem(
         )
     if choose_attention(options, [gpu]) is None:
         wanted = "" if kv_dtype == "auto" else f" with {kv_dtype} KV cache"
+        if any(_suits(option, gpu) for option in attention_options(engine, kv_dtype)):
+            return f"{engine.title} has no sparse attention{wanted} of its own for {where}.", "Use --kernel-port auto."
         step = "Use --kv-dtype auto." if kv_dtype != "auto" else "Use --engine sglang"
         if kv_dtype == "auto":
             step += ", or a patched build: --engine vllm-pr38476." if engine.family == "vllm" else "-0.5.23."

@@ -8,8 +8,12 @@ from typing import Literal
 from glmplan.facts.engine_profile import EngineProfile
 from glmplan.facts.model_config import ModelConfig
 from glmplan.model.weights import Weights
+from glmplan.planning.measured import MeasuredRuntime
 
 Objective = Literal["fewest-gpus", "kv-tokens", "latency"]
+KernelPort = Literal["auto", "off", "force"]
+KERNEL_PORTS: tuple[KernelPort, ...] = ("auto", "off", "force")
+"""auto: glmplan's kernels where the engine has none for the GPU; off: the engine's own alone; force: ours on any GPU."""
 OBJECTIVES: tuple[Objective, ...] = ("fewest-gpus", "kv-tokens", "latency")
 
 
@@ -45,6 +49,8 @@ class Request:
     objective: Objective = "fewest-gpus"
     allow_cross_node_tp: bool = False
     allow_pipeline_mtp: bool = False
+    kernel_port: KernelPort = "auto"
+    measured: tuple[MeasuredRuntime, ...] = ()
 
     @property
     def batch(self) -> int:

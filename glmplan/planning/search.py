@@ -91,7 +91,7 @@ def search(inventory: Inventory, target: Target, request: Request) -> Found:
     """The best layout of the inventory for the request, and the reasons against the rest."""
     hosts = usable_hosts(inventory)
     gpus = [gpu for host in hosts for gpu in host.gpus]
-    require_support(target.engine, target.scheme, request.kv_dtype, gpus)
+    require_support(target.engine, target.scheme, request.kv_dtype, gpus, request.kernel_port)
     bench = Bench(hosts, target, request)
     found = Found(request, bench)
     fitting: list[Evaluation] = []
@@ -376,7 +376,7 @@ class Bench:
 
     def __init__(self, hosts: list[Host], target: Target, request: Request) -> None:
         self.hosts, self.target, self.request = hosts, target, request
-        self.options = attention_options(target.engine, request.kv_dtype)
+        self.options = attention_options(target.engine, request.kv_dtype, request.kernel_port)
         self.able = {option.id: [(host, self._able(host, option)) for host in hosts] for option in self.options}
         self.least_gpus = 0
         self.roomiest_bytes = max(gpu.available_bytes for host in hosts for gpu in host.gpus)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from glmplan.cli.launch import node_commands
+from glmplan.engines.commands import node_commands
 from glmplan.engines.base import Endpoints, NodeCommand, render
 from glmplan.errors import UnsupportedError, UsageError
 from glmplan.facts.host import Host

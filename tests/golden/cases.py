@@ -9,7 +9,7 @@ from typing import Any
 
 from glmplan.cli._options import PlanningOptions
 from glmplan.cli._plan import make_plan
-from glmplan.cli.launch import node_commands
+from glmplan.engines.commands import node_commands
 from glmplan.engines.base import Endpoints, NodeCommand
 
 CONFIGS = Path(__file__).resolve().parents[1] / "recorded" / "configs"

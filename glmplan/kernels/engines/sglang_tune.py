@@ -1,0 +1,288 @@
+"""Which tile sizes make SGLang's block-FP8 GEMM fastest on this GPU, for GLM-5.2's weights at one TP size?
+
+`tune` searches the engine's own Triton kernel, shape by shape, and yields one event at a time; a shape's table is written
+whole when it is done and skipped when it is there, so a stopped run goes on where it stopped. Times are medians over
+CUDA-graph replays.
+`python -m glmplan.kernels.engines.sglang_tune --tp-size 8 --out DIR [--shapes N,K ...] [--rows M,M,...] [--json-lines]`
+Tables are named as the engine looks them up; what was gained against the engine's default is in DIR/gains under the same
+name. Weights and their sizes: config.json of zai-org/GLM-5.2-FP8; MoE experts are not among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from glmplan.errors import GlmplanError, UnsupportedError, UsageError
+from glmplan.kernels.engines.process import WrongAnswersError
+from glmplan.kernels.engines.sglang_tables import BLOCK, Config, Table, file_name, read_table
+from glmplan.kernels.engines.sglang_versions import VERSIONS
+
+TP_SIZES = (1, 2, 4, 8, 16)
+ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096)
+FINALISTS = 3
+AGREEMENT = 2e-2
+"""Largest difference to the default's result that is allowed, over the largest result: bf16 sums in another order."""
+
+
+class Shape(NamedTuple):
+    """A weight [n, k] of one rank."""
+
+    name: str
+    n: int
+    k: int
+
+
+class Event(NamedTuple):
+    """One step: `shape` before a shape, `rows` after one M of it, `kept` for a shape that is there already, `done` after a
+    shape."""
+
+    kind: str
+    shape: str
+    n: int
+    k: int
+    step: int
+    steps: int
+    rows: int | None = None
+    default_us: float | None = None
+    tuned_us: float | None = None
+    config: Config | None = None
+    file: str | None = None
+
+
+def shapes(tp_size: int, version: str) -> tuple[Shape, ...]:
+    """Every distinct FP8 weight that a rank multiplies with, by its place in the model."""
+    if tp_size not in TP_SIZES:
+        raise UsageError(f"TP size is {tp_size}; GLM-5.2's FP8 blocks allow {', '.join(map(str, TP_SIZES))}.")
+    found = [
+        Shape("fused_qkv_a_proj", 2624, 6144),
+        Shape("q_b_proj", 16384 // tp_size, 2048),
+        Shape("o_proj", 6144, 16384 // tp_size),
+        Shape("dense gate_up_proj", 24576 // tp_size, 6144),
+        Shape("dense down_proj", 6144, 12288 // tp_size),
+        Shape("shared gate_up_proj", 4096 // tp_size, 6144),
+        Shape("shared down_proj", 6144, 2048 // tp_size),
+        Shape("indexer.wq_b", 4096, 2048),
+    ]
+    if version == "0.5.13.post1":
+        found.append(Shape("indexer.wk", 128, 6144))
+    by_size = {(shape.n, shape.k): shape for shape in reversed(found)}
+    return tuple(shape for shape in found if by_size[shape.n, shape.k] is shape)
+
+
+def candidates(rows: int, shared_bytes: int, smallest_k: int = BLOCK) -> tuple[Config, ...]:
+    """Tile sizes worth timing first, for one number of rows: those that fit, with three stages and no grouping."""
+    tall = [m for m in (16, 32, 64, 128) if m < 2 * max(rows, 16)]
+    found = []
+    for m, n, k, warps in product(tall, (32, 64, 128), (64, 128), (4, 8)):
+        config = _config(m, n, k, warps)
+        small = m * n < 2048 and warps == 8
+        if k >= smallest_k and not small and shared_need(config) <= shared_bytes:
+            found.append(config)
+    return tuple(found)
+
+
+def variations(config: Config, shared_bytes: int) -> tuple[Config, ...]:
+    """The same tile with other stages and groupings."""
+    others = [config | {"num_stages": stages, "GROUP_SIZE_M": group} for stages, group in product((2, 3, 4, 5), (1, 32))]
+    return tuple(other for other in others if other != config and shared_need(other) <= shared_bytes)
+
+
+def shared_need(config: Config) -> int:
+    """Bytes of shared memory for the FP8 tiles under way."""
+    tile = (config["BLOCK_SIZE_M"] + config["BLOCK_SIZE_N"]) * config["BLOCK_SIZE_K"]
+    return tile * max(config["num_stages"] - 1, 1)
+
+
+def search(
+    rows: int, shared_bytes: int, time_us: Callable[[Config], float], smallest_k: int = BLOCK
+) -> tuple[Config, float]:
+    """The fastest tile sizes for `rows` rows and their time; configurations that cannot run take infinitely long."""
+    timed = [(time_us(config), config) for config in candidates(rows, shared_bytes, smallest_k)]
+    timed.sort(key=lambda pair: pair[0])
+    for _, config in timed[:FINALISTS]:
+        timed += [(time_us(other), other) for other in variations(config, shared_bytes)]
+    best_us, best = min(timed, key=lambda pair: pair[0])
+    return best, best_us
+
+
+def tune(asked: Sequence[Shape], out: Path, rows: Sequence[int], bench: Any) -> Iterator[Event]:
+    """Tables for every shape; `bench` times and runs the engine's kernel (Bench, or a stand-in of a test)."""
+    for step, shape in enumerate(asked, 1):
+        path = out / file_name(shape.n, shape.k, bench.device_name)
+        event = Event("shape", shape.name, shape.n, shape.k, step, len(asked), file=str(path))
+        if path.exists() and set(read_table(path)) >= set(rows):
+            yield event._replace(kind="kept")
+            continue
+        yield event
+        table: Table = {}
+        gains = {}
+        for count in rows:
+            case = bench.case(shape, count)
+            default_us = case.time_us(None)
+            best, tuned_us = search(count, bench.shared_bytes, case.time_us, bench.smallest_k)
+            case.require_agreement(best)
+            if tuned_us > default_us and case.default is not None:
+                best, tuned_us = case.default, default_us
+            table[count] = best
+            gains[count] = {"default_us": round(default_us, 2), "tuned_us": round(tuned_us, 2)}
+            yield event._replace(kind="rows", rows=count, default_us=default_us, tuned_us=tuned_us, config=best)
+        write_whole(out / "gains" / path.name, {"setting": bench.setting, "gains": gains})
+        write_whole(path, {str(count): config for count, config in table.items()})
+        yield event._replace(kind="done")
+
+
+def write_whole(path: Path, content: object) -> None:
+    """The file appears with all of its content or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tune-")
+    with os.fdopen(handle, "w") as stream:
+        json.dump(content, stream, indent=1)
+        stream.write("\n")
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+def _config(m: int, n: int, k: int, warps: int) -> Config:
+    return {
+        "BLOCK_SIZE_M": m, "BLOCK_SIZE_N": n, "BLOCK_SIZE_K": k, "GROUP_SIZE_M": 1, "num_warps": warps, "num_stages": 3,
+    }  # fmt: skip
+
+
+class Bench:
+    """The engine's kernel on the GPU of this process."""
+
+    def __init__(self) -> None:
+        import torch
+        import triton
+
+        if not torch.cuda.is_available():
+            raise UnsupportedError("No CUDA GPU is visible to PyTorch.", "Tune on a machine with the GPU to tune for.")
+        if torch.cuda.get_device_capability() < (8, 9):
+            raise UnsupportedError(
+                "The engine's block-FP8 kernel needs sm_89 or newer; older GPUs use other weight kernels."
+            )
+        self.version = engine_version()
+        self.module: Any = import_module(VERSIONS[self.version].block_fp8.path.rsplit(".", 1)[0])
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        self.device_name = properties.name
+        self.shared_bytes = properties.shared_memory_per_block_optin
+        self.smallest_k = BLOCK if self.version == "0.5.13.post1" else 64
+        self.setting = {
+            "gpu": properties.name, "sglang": self.version, "torch": torch.__version__, "triton": triton.__version__,
+        }  # fmt: skip
+
+    def case(self, shape: Shape, rows: int) -> Case:
+        return Case(self.module, shape, rows)
+
+
+class Case:
+    """One GEMM [rows, k] x [n, k]^T with random FP8 operands."""
+
+    def __init__(self, module: Any, shape: Shape, rows: int) -> None:
+        import torch
+
+        self.module, self.lookup = module, module.get_w8a8_block_fp8_configs
+        fp8 = torch.float8_e4m3fn
+        blocks_n, blocks_k = -(-shape.n // BLOCK), -(-shape.k // BLOCK)
+        torch.manual_seed(shape.n * 31 + shape.k * 7 + rows)
+        self.a = torch.randn(rows, shape.k, device="cuda").to(fp8)
+        self.a_scale = torch.rand(rows, blocks_k, device="cuda") + 0.5
+        self.b = torch.randn(shape.n, shape.k, device="cuda").to(fp8)
+        self.b_scale = torch.rand(blocks_n, blocks_k, device="cuda") + 0.5
+        table = self.lookup(shape.n, shape.k, BLOCK, BLOCK)
+        self.default = table[min(table, key=lambda m: abs(m - rows))] if table else None
+
+    def run(self, config: Config | None) -> Any:
+        """The engine's function; `config` takes the place of what it looks up, None is its own choice."""
+        import torch
+
+        chosen = {self.a.shape[0]: config} if config is not None else None
+        self.module.get_w8a8_block_fp8_configs = (lambda *_: chosen) if chosen else self.lookup
+        try:
+            return self.module.w8a8_block_fp8_matmul_triton(
+                self.a, self.b, self.a_scale, self.b_scale, [BLOCK, BLOCK], output_dtype=torch.bfloat16
+            )
+        finally:
+            self.module.get_w8a8_block_fp8_configs = self.lookup
+
+    def time_us(self, config: Config | None) -> float:
+        """Median microseconds; infinite where the configuration needs more than the GPU has."""
+        from triton.runtime.errors import OutOfResources, PTXASError
+
+        from glmplan.kernels.results import graph_microseconds
+
+        try:
+            self.run(config)
+            return graph_microseconds([lambda: self.run(config)], replays=10)
+        except (OutOfResources, PTXASError):
+            return float("inf")
+
+    def require_agreement(self, config: Config) -> None:
+        want, got = self.run(None).float(), self.run(config).float()
+        error = float((got - want).abs().max() / want.abs().max())
+        if not error <= AGREEMENT:
+            raise WrongAnswersError(f"{config} gives results {error:.3g} away from the engine's default.")
+
+
+def engine_version() -> str:
+    try:
+        from sglang.version import __version__
+    except ImportError as error:
+        raise UnsupportedError("SGLang is not installed here.", "Tune in the environment that serves.") from error
+    if __version__ not in VERSIONS:
+        raise UnsupportedError(f"SGLang {__version__} is not known; known are {' and '.join(VERSIONS)}.")
+    return str(__version__)
+
+
+def parse_shape(text: str) -> Shape:
+    n, comma, k = text.partition(",")
+    if not (comma and n.isdigit() and k.isdigit() and int(n) and int(k)):
+        raise UsageError(f"{text!r} is not a shape; write N,K, such as 2624,6144.")
+    return Shape(text, int(n), int(k))
+
+
+def parse_rows(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise UsageError(f"{text!r} are not row counts; write them as 1,16,256.")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m glmplan.kernels.engines.sglang_tune")
+    parser.add_argument("--tp-size", type=int, default=8)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shapes", nargs="*", default=[], metavar="N,K")
+    parser.add_argument("--rows", default=",".join(map(str, ROWS)), metavar="M,M,...")
+    parser.add_argument("--json-lines", action="store_true")
+    asked = parser.parse_args(arguments)
+    try:
+        version = engine_version()
+        listed = tuple(map(parse_shape, asked.shapes)) or shapes(asked.tp_size, version)
+        for event in tune(listed, asked.out, parse_rows(asked.rows), Bench()):
+            print(json.dumps(event._asdict()) if asked.json_lines else sentence(event), flush=True)
+    except GlmplanError as error:
+        print(f"{error.message} {error.next_step}".strip(), file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def sentence(event: Event) -> str:
+    where = f"[{event.step}/{event.steps}] {event.shape} {event.n}x{event.k}"
+    if event.kind == "rows" and event.default_us is not None and event.tuned_us is not None:
+        gain = event.default_us / event.tuned_us
+        return f"{where} rows {event.rows}: {event.default_us:.1f} -> {event.tuned_us:.1f} us, {gain:.2f}x"
+    return f"{where} {event.kind}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

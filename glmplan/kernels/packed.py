@@ -1,0 +1,90 @@
+"""The kernels as one zip that travels: unpacked to a folder on PYTHONPATH it is an installed distribution with its plugins.
+
+Inside are the package without its other rooms (the kernels stand alone by contract), tuned tables where there are any, and
+a dist-info with the entry points of both engines, RECORD included: `missing_files` compares an unpacked folder with it, so
+a half-copied one is refused by name. Standard library only.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import zipfile
+from functools import cache
+from pathlib import Path
+
+import glmplan
+from glmplan.kernels.engines import ENTRY_POINT, SGLANG_GROUP, VLLM_GROUP
+
+PARTS = ("__init__.py", "errors.py", "kernels/**/*")
+PLUGINS = {
+    SGLANG_GROUP: "glmplan.kernels.engines.sglang_plugin:register",
+    VLLM_GROUP: "glmplan.kernels.engines.vllm_plugin:register",
+}
+TUNED = "glmplan/profiles/tuned"
+"""Where tuned tables lie inside the zip."""
+
+
+def _files() -> dict[str, bytes]:
+    """Path inside the zip -> content."""
+    root = Path(glmplan.__file__).parent
+    found = {}
+    for part in PARTS:
+        for path in sorted(root.glob(part)):
+            if path.is_file() and "__pycache__" not in path.parts:
+                found[f"glmplan/{path.relative_to(root).as_posix()}"] = path.read_bytes()
+    for tables in (root / "profiles" / "tuned", root.parent / "profiles" / "tuned"):
+        for path in sorted(tables.rglob("*.json")):
+            found[f"{TUNED}/{path.relative_to(tables).as_posix()}"] = path.read_bytes()
+    return found
+
+
+def _dist_info(files: dict[str, bytes]) -> dict[str, bytes]:
+    folder = f"glmplan-{glmplan.__version__}.dist-info"
+    points = "".join(f"[{group}]\n{ENTRY_POINT} = {place}\n\n" for group, place in PLUGINS.items())
+    own = {
+        f"{folder}/METADATA": f"Metadata-Version: 2.1\nName: glmplan\nVersion: {glmplan.__version__}\n".encode(),
+        f"{folder}/entry_points.txt": points.encode(),
+        f"{folder}/INSTALLER": b"glmplan\n",
+    }
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    for name, content in {**files, **own}.items():
+        code = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+        rows.writerow([name, f"sha256={code}", len(content)])
+    rows.writerow([f"{folder}/RECORD", "", ""])
+    return {**own, f"{folder}/RECORD": out.getvalue().encode()}
+
+
+@cache
+def packed() -> bytes:
+    """The zip; the same bytes for the same sources."""
+    files = _files()
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in {**files, **_dist_info(files)}.items():
+            entry = zipfile.ZipInfo(name, date_time=(2020, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, content)
+    return out.getvalue()
+
+
+def packed_text() -> str:
+    """The zip in base64, for a JSON request."""
+    return base64.b64encode(packed()).decode()
+
+
+def missing_files(folder: Path) -> tuple[str, ...]:
+    """Files that RECORD lists and `folder` lacks or has with another size; RECORD itself where there is none."""
+    record = folder / f"glmplan-{glmplan.__version__}.dist-info" / "RECORD"
+    if not record.is_file():
+        return (record.name,)
+    found = []
+    for name, _, size in csv.reader(io.StringIO(record.read_text())):
+        path = folder / name
+        if not path.is_file() or (size and path.stat().st_size != int(size)):
+            found.append(name)
+    return tuple(found)

@@ -1,0 +1,284 @@
+"""Launches that go wrong, on three hosts with a real sshd each: what the user is told, and that nothing is left running.
+
+Rehearsals, so the workers are the stand-in; controller, SSH, node program, supervisor, processes and sockets are real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fleet.control import Controller, wait_until, workers
+from tests.netns import Network, three_hosts
+
+__all__ = ["three_hosts"]
+
+
+@pytest.fixture
+def controller(three_hosts: Network, tmp_path: Path) -> Iterator[Controller]:
+    """A controller of its own per test; every test must leave the hosts empty."""
+    found = Controller(three_hosts, tmp_path)
+    yield found
+    left = found.left()
+    for name in three_hosts.hosts:
+        if three_hosts[name].init is None or left.get(name):
+            three_hosts.reboot(name)
+    assert left == {}
+
+
+def test_three_nodes_come_up_answer_and_stop(controller: Controller):
+    ran = controller.launch("--json")
+    assert ran.code == 0, ran.err
+    result = json.loads(ran.out)
+    passed = {one["name"] for one in result["canaries"] if one["status"] == "pass"}
+    assert {"fact", "arithmetic", "needle", "long-needle", "tool", "repeat"} <= passed
+    status = controller.run("status", "--json")
+    assert status.code == 0
+    assert json.loads(status.out)["word"] == "serving"
+    stopped = controller.run("stop")
+    assert stopped.code == 0
+    assert stopped.out.count("stopped") == 3
+    after = controller.run("status", "--json")
+    assert after.code == 6
+    assert json.loads(after.out)["word"] == "stopped"
+
+
+def test_the_same_plan_is_adopted_not_started_twice(controller: Controller):
+    assert controller.launch().code == 0
+    before = {name: set(workers(controller.hosts, name)) for name in controller.hosts.hosts}
+    again = controller.launch("--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["adopted"] is True
+    assert {name: set(workers(controller.hosts, name)) for name in controller.hosts.hosts} == before
+    controller.run("stop")
+
+
+def test_a_host_that_is_down_ends_the_launch_before_anything_starts(controller: Controller):
+    controller.hosts.kill_all("h2")
+    ran = controller.launch()
+    controller.hosts.boot("h2")
+    assert ran.code == 5
+    assert "h2" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_refused_key_is_named_with_its_host(controller: Controller, tmp_path: Path):
+    other = tmp_path / "ssh_config"
+    wrong = tmp_path / "wrong_key"
+    os.system(f"ssh-keygen -q -t ed25519 -N '' -f {wrong}")
+    text = controller.hosts.ssh_config.read_text().replace(str(controller.hosts.key), str(wrong))
+    other.write_text(text)
+    ran = controller.launch("--ssh-config", str(other))
+    assert ran.code == 5
+    assert all(name in ran.err for name in ("h1", "h2", "h3"))
+
+
+def test_a_changed_host_key_is_refused(controller: Controller):
+    known = controller.hosts.known_hosts.read_text()
+    controller.hosts.change_host_key("h3")
+    ran = controller.launch("--accept-new-host-key")
+    assert ran.code == 5
+    assert "h3" in ran.err
+    assert "ssh-keygen" in ran.err
+    key = (controller.hosts["h3"].folder / "host_key_ed25519.pub").read_text().split()
+    lines = [line for line in known.splitlines() if not line.startswith(f"{controller.hosts['h3'].address} ")]
+    controller.hosts.known_hosts.write_text(
+        "\n".join([*lines, f"{controller.hosts['h3'].address} {key[0]} {key[1]}"]) + "\n"
+    )
+
+
+def test_a_host_that_accepts_and_never_answers_does_not_hang_the_launch(controller: Controller):
+    controller.hosts.mute_sshd("h2")
+    ran = controller.launch()
+    controller.hosts.start_sshd("h2")
+    assert ran.code == 5
+    assert "h2" in ran.err
+    assert ran.seconds < 30
+
+
+def test_a_link_that_comes_back_costs_nothing(controller: Controller):
+    with controller.launching(GLMPLAN_REHEARSE_FAULT="slow-load:8") as process:
+        wait_until("the workers", lambda: workers(controller.hosts, "h3"))
+        time.sleep(0.5)
+        controller.hosts.drop_link("h3")
+        time.sleep(2.0)
+        controller.hosts.restore_link("h3")
+        _, err = process.communicate(timeout=90)
+        assert process.returncode == 0, err
+    assert controller.run("stop").code == 0
+
+
+def test_a_link_that_stays_down_ends_the_launch_and_stop_clears_the_host_later(controller: Controller):
+    with controller.launching("--lost-after", "4", GLMPLAN_REHEARSE_FAULT="slow-load:60") as process:
+        wait_until("the workers", lambda: workers(controller.hosts, "h3"))
+        time.sleep(0.5)
+        controller.hosts.drop_link("h3")
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 6, err
+    assert "h3 is lost" in err
+    assert "NOT STOPPED" in err
+    assert not workers(controller.hosts, "h1")
+    controller.hosts.restore_link("h3")
+    assert controller.run("stop").code == 0
+
+
+def test_a_rank_that_dies_while_loading_is_diagnosed(controller: Controller):
+    ran = controller.launch(GLMPLAN_REHEARSE_FAULT="die-at-load:3")
+    assert ran.code == 6
+    assert "h2, PP1" in ran.err
+    assert "killed with signal 9" in ran.err
+
+
+def test_out_of_memory_at_start_says_start(controller: Controller):
+    ran = controller.launch(GLMPLAN_REHEARSE_FAULT="oom:4")
+    assert ran.code == 6
+    assert "h3, PP2" in ran.err
+    assert "while loading" in ran.err
+
+
+def test_a_worker_killed_while_loading_ends_all(controller: Controller):
+    with controller.launching(GLMPLAN_REHEARSE_FAULT="slow-load:30") as process:
+        wait_until("the ranks", lambda: len(workers(controller.hosts, "h2")) >= 3)
+        time.sleep(0.5)
+        os.kill(max(workers(controller.hosts, "h2")), signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 6, err
+    assert "h2" in err
+
+
+@pytest.mark.parametrize("victim", ["h1", "h2"], ids=["head", "other"])
+def test_a_worker_killed_while_serving_is_seen_and_stop_leaves_nothing(controller: Controller, victim: str):
+    assert controller.launch().code == 0
+    os.kill(max(workers(controller.hosts, victim)), signal.SIGKILL)
+    wait_until("the node's end", lambda: not workers(controller.hosts, victim))
+    status = controller.run("status", "--json")
+    assert status.code == 6
+    assert json.loads(status.out)["word"] in ("degraded", "stopped")
+    assert controller.run("stop").code == 0
+
+
+def test_a_full_disk_is_a_sentence(controller: Controller):
+    hosts = controller.hosts
+    hosts.small_disk("h2", 65_536)
+    ran = controller.launch()
+    hosts.run("h2", ["umount", str(hosts["h2"].state)])
+    assert ran.code == 1
+    assert "h2" in ran.err
+    assert "Nothing was started" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_taken_port_names_its_holder(controller: Controller):
+    hosts = controller.hosts
+    hosts.mute("h1", 30000)
+    ran = controller.launch()
+    for pid in hosts.pids("h1"):
+        os.kill(pid, signal.SIGKILL)
+    assert ran.code == 1
+    assert "30000 is taken by pid" in ran.err
+    wait_until("the service's end", lambda: not hosts.pids("h1"))
+
+
+def test_a_log_that_stalls_ends_the_launch(controller: Controller):
+    ran = controller.launch("--stall", "4", GLMPLAN_REHEARSE_FAULT="stall:2")
+    assert ran.code == 6
+    assert "stalled" in ran.err
+
+
+def test_a_wrong_answer_is_exit_seven_and_stops_the_server(controller: Controller):
+    ran = controller.launch(GLMPLAN_REHEARSE_FAULT="wrong-answer")
+    assert ran.code == 7
+    assert "arithmetic" in ran.err
+    assert "408" in ran.err
+
+
+def test_no_canary_is_said(controller: Controller):
+    ran = controller.launch("--no-canary", GLMPLAN_REHEARSE_FAULT="wrong-answer")
+    assert ran.code == 0
+    assert "NOT checked" in ran.out
+    assert controller.run("stop").code == 0
+
+
+def test_a_killed_controller_is_taken_up_again(controller: Controller):
+    with controller.launching(GLMPLAN_REHEARSE_FAULT="slow-load:6") as process:
+        wait_until("the workers", lambda: all(workers(controller.hosts, name) for name in controller.hosts.hosts))
+        time.sleep(0.3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert all(workers(controller.hosts, name) for name in controller.hosts.hosts)
+    again = controller.launch("--json", GLMPLAN_REHEARSE_FAULT="slow-load:6")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["adopted"] is True
+    assert controller.run("stop").code == 0
+
+
+def test_two_launches_at_once_share_one_deployment(controller: Controller):
+    with controller.launching() as first, controller.launching() as second:
+        results = [process.communicate(timeout=90) for process in (first, second)]
+        assert [first.returncode, second.returncode] == [0, 0], results
+    assert all(len(workers(controller.hosts, name, ("supervise",))) == 1 for name in controller.hosts.hosts)
+    assert controller.run("stop").code == 0
+
+
+def test_another_plan_on_the_same_ports_is_refused(controller: Controller):
+    assert controller.launch().code == 0
+    other = controller.launch("--name", "other")
+    assert other.code == 1
+    assert "Nothing was started" in other.err
+    assert controller.run("status").code == 0
+    assert controller.run("stop").code == 0
+
+
+def test_stop_while_starting_leaves_nothing(controller: Controller):
+    with controller.launching("--name", "early", GLMPLAN_REHEARSE_FAULT="slow-load:60") as process:
+        wait_until("the workers", lambda: all(workers(controller.hosts, name) for name in controller.hosts.hosts))
+        stopped = controller.run("stop", "early")
+        assert stopped.code == 0, stopped.err
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 6, err
+
+
+def test_interrupting_a_launch_stops_what_it_started(controller: Controller):
+    with controller.launching(GLMPLAN_REHEARSE_FAULT="slow-load:60") as process:
+        wait_until("the workers", lambda: all(workers(controller.hosts, name) for name in controller.hosts.hosts))
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+
+
+def test_a_rebooted_node_is_named_and_launched_again(controller: Controller):
+    assert controller.launch().code == 0
+    controller.hosts.reboot("h2")
+    status = controller.run("status", "--json")
+    assert status.code == 6
+    states = {node["host"]: node["state"] for node in json.loads(status.out)["nodes"]}
+    assert states["h2"] == "rebooted"
+    assert controller.run("stop").code == 0
+    assert controller.launch().code == 0
+    assert controller.run("stop").code == 0
+
+
+def test_watch_restarts_all_ranks_and_then_gives_up(controller: Controller):
+    assert controller.launch("--name", "kept").code == 0
+    before = {name: set(workers(controller.hosts, name)) for name in controller.hosts.hosts}
+    with controller.program(
+        "watch", "kept", "--max-restarts", "1", "--poll-every", "0.2", "--back-off", "0.1", "--check-every", "0"
+    ) as process:
+        os.kill(max(before["h2"]), signal.SIGKILL)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "healthy again" in line:
+                break
+        after = {name: set(workers(controller.hosts, name)) for name in controller.hosts.hosts}
+        assert not any(before[name] & after[name] for name in before)
+        os.kill(max(after["h1"]), signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 6
+        assert "1 restarts are allowed" in err

@@ -1,0 +1,286 @@
+"""When does the plugin refuse, what is then on stderr, and does the process end? Each case is a fresh process.
+
+The plugin loader, its environment and its version are the released wheel's own files; the rest of the engine is a few
+lines that stand where the engine's modules do, so that neither its dependencies nor a GPU are needed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from glmplan.errors import UsageError
+from glmplan.kernels.engines import ENTRY_POINT, FAILURE, MARKER, SGLANG_GROUP, PortLine, parse_port_line
+from glmplan.kernels.engines.process import port_mode
+from tests.contracts.wheels import WheelUnavailable, wheel
+
+ROOT = Path(__file__).resolve().parents[3]
+REAL = (
+    "sglang/srt/plugins/__init__.py", "sglang/srt/plugins/hook_registry.py", "sglang/srt/environ.py",
+    "sglang/version.py", "sglang/_version.py",
+)  # fmt: skip
+CONFIG = {"index_n_heads": 32, "index_head_dim": 128, "index_topk": 2048, "kv_lora_rank": 512, "qk_rope_head_dim": 64}
+STANDING_IN = {
+    "sglang/__init__.py": "",
+    "sglang/srt/__init__.py": "",
+    "sglang/srt/managers/__init__.py": "",
+    "sglang/srt/managers/scheduler.py": "from sglang.srt.plugins import load_plugins",
+    "sglang/srt/model_executor/__init__.py": "",
+    "sglang/srt/model_executor/model_runner.py": """
+        class ModelRunner:
+            def load_model(self):
+                return "loaded"
+    """,
+    "sglang/srt/configs/__init__.py": "",
+    "sglang/srt/debug_utils/__init__.py": "",
+    "sglang/srt/debug_utils/cuda_coredump.py": "",
+    "sglang/srt/configs/model_config.py": "def is_deepseek_dsa(config): return hasattr(config, 'index_topk')",
+    "sglang/srt/arg_groups/__init__.py": "",
+    "sglang/srt/arg_groups/overrides.py": """
+        def _check_dsa_backend_constraints(kv_cache_dtype, prefill_backend, decode_backend, *, hip, dcp_size=1):
+            raise ValueError("the engine refuses")
+    """,
+    "sglang/srt/runtime_context.py": """
+        from types import SimpleNamespace as Bag
+        KERNEL = Bag(dsa_prefill_backend="triton", dsa_decode_backend="triton")
+        def get_exec(): return Bag(kernel=KERNEL)
+        def get_model(): return Bag(kv_cache_dtype="fp8_e4m3")
+        def get_parallel(): return Bag(attn_tp_size=8)
+    """,
+}
+IN_A_SCHEDULER = """
+    from types import SimpleNamespace as Bag
+    from glmplan.kernels.engines import sglang_plugin
+    sglang_plugin.device_sm = lambda: SM
+    from sglang.srt.managers.scheduler import load_plugins
+    load_plugins()
+    from sglang.srt.model_executor.model_runner import ModelRunner
+    runner = ModelRunner()
+    runner.model_config = Bag(hf_config=Bag(**CONFIG), num_attention_heads=64)
+    print(runner.load_model())
+"""
+
+
+@pytest.fixture(params=["0.5.23", "0.5.13.post1"])
+def version(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def engine(tmp_path: Path, version: str) -> Path:
+    """A folder to put on PYTHONPATH: the wheel's loader, stand-ins, and this package as an installed one."""
+    try:
+        path = wheel("sglang", version)
+    except WheelUnavailable as reason:
+        pytest.skip(str(reason))
+    site = tmp_path / "site"
+    with zipfile.ZipFile(path) as archive:
+        for name in REAL:
+            archive.extract(name, site)
+    for name, text in STANDING_IN.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(textwrap.dedent(text))
+    metadata = site / "glmplan-0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: glmplan\nVersion: 0\n")
+    target = "glmplan.kernels.engines.sglang_plugin:register"
+    (metadata / "entry_points.txt").write_text(f"[{SGLANG_GROUP}]\n{ENTRY_POINT} = {target}\n")
+    return site
+
+
+def run(site: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("GLMPLAN_", "SGLANG_", "TRITON_", "COV"))
+    }
+    path = os.pathsep.join([str(site), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, "-W", "error::ImportWarning", "-c", textwrap.dedent(code)],
+        env={**inherited, "PYTHONPATH": path, **environment}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def in_a_scheduler(site: Path, sm: int = 89, before: str = "", config: dict[str, int] = CONFIG, **environment: str):
+    code = IN_A_SCHEDULER.replace("SM", str(sm)).replace("CONFIG", json.dumps(config))
+    return run(site, textwrap.dedent(before) + textwrap.dedent(code), **environment)
+
+
+def refusal(result: subprocess.CompletedProcess[str], code: int) -> str:
+    """The sentence the process ended with."""
+    assert result.returncode == code, result.stderr
+    assert "loaded" not in result.stdout
+    assert MARKER not in result.stderr
+    (sentence,) = [line for line in result.stderr.splitlines() if line.startswith(FAILURE)]
+    return sentence
+
+
+LOADING = "from sglang.srt.plugins import load_plugins; load_plugins(); print('loaded')"
+
+
+def test_a_mode_that_does_not_exist_is_refused(engine: Path):
+    assert "GLMPLAN_PORT is 'on'; known are auto, force, off." in refusal(run(engine, LOADING, GLMPLAN_PORT="on"), 2)
+
+
+def test_a_card_that_does_not_exist_is_refused(engine: Path):
+    assert "'sm70'" in refusal(run(engine, LOADING, GLMPLAN_RUN_AS="sm70"), 2)
+
+
+def test_off_touches_nothing(engine: Path):
+    code = LOADING + "; import sys; print('glmplan.kernels.engines.sglang_hooks' in sys.modules)"
+    result = run(engine, code, GLMPLAN_PORT="off")
+    assert result.stdout.split() == ["loaded", "False"]
+
+
+def test_another_version_is_refused_by_name(engine: Path, version: str):
+    (engine / "sglang/_version.py").write_text("__version__ = '0.6.0'\n__version_tuple__ = (0, 6, 0)\n")
+    sentence = refusal(run(engine, LOADING, GLMPLAN_PORT="force"), 4)
+    assert "SGLang 0.5.13.post1 and 0.5.23, not 0.6.0" in sentence
+
+
+@pytest.mark.parametrize(("sm", "code"), [(89, 4), (80, 4), (90, 0), (120, 0)])
+def test_another_version_is_left_alone_where_the_engine_serves(engine: Path, sm: int, code: int):
+    (engine / "sglang/_version.py").write_text("__version__ = '0.6.0'\n__version_tuple__ = (0, 6, 0)\n")
+    before = f"from glmplan.kernels.engines import sglang_plugin as p; p.device_sm = lambda: {sm}; "
+    assert run(engine, before + LOADING).returncode == code
+
+
+def test_a_target_that_is_missing_is_named(engine: Path):
+    (engine / "sglang/srt/model_executor/model_runner.py").write_text("class ModelRunner: pass\n")
+    sentence = refusal(in_a_scheduler(engine), 4)
+    assert "has no sglang.srt.model_executor.model_runner.ModelRunner.load_model" in sentence
+
+
+def test_a_changed_signature_is_named(engine: Path):
+    text = "class ModelRunner:\n    def load_model(self, quickly): pass\n"
+    (engine / "sglang/srt/model_executor/model_runner.py").write_text(text)
+    assert "takes (self, quickly) and not (self)" in refusal(in_a_scheduler(engine), 4)
+
+
+def test_targets_are_looked_for_when_the_gpu_is_known(engine: Path, version: str):
+    missing = "sglang.srt.layers" if version == "0.5.23" else "deep_gemm"
+    sentence = refusal(in_a_scheduler(engine, before=backends(version)), 4)
+    assert f"SGLang {version} has no {missing}" in sentence
+
+
+@pytest.mark.parametrize("sm", [90, 100])
+def test_nothing_happens_where_the_engine_serves(engine: Path, sm: int):
+    result = in_a_scheduler(engine, sm=sm)
+    assert (result.returncode, result.stdout.split()) == (0, ["loaded"]), result.stderr
+    assert MARKER not in result.stderr
+
+
+def test_other_models_are_left_alone(engine: Path):
+    result = in_a_scheduler(engine, config={"hidden_size": 1})
+    assert (result.returncode, result.stdout.split()) == (0, ["loaded"]), result.stderr
+
+
+def test_a_model_of_other_shapes_is_refused(engine: Path, version: str):
+    result = in_a_scheduler(engine, config={**CONFIG, "index_n_heads": 64}, before=backends(version))
+    assert "index_n_heads is 64; glmplan's kernels are for GLM-5.2's 32" in refusal(result, 4)
+
+
+def test_backends_that_lead_elsewhere_are_refused(engine: Path, version: str):
+    result = in_a_scheduler(engine, before=backends(version, "flashmla_kv"))
+    assert "--dsa-prefill-backend is flashmla_kv" in refusal(result, 4)
+
+
+def test_a_gpu_that_is_too_old_is_refused(engine: Path, version: str):
+    assert "sm_75" in refusal(in_a_scheduler(engine, sm=75, before=backends(version)), 4)
+
+
+def test_a_malformed_table_is_refused_before_serving(engine: Path, tmp_path: Path):
+    table = tmp_path / "N=512,K=1024,device_name=GPU,dtype=fp8_w8a8,block_shape=[128, 128].json"
+    table.write_text('{"1": {"BLOCK_SIZE_M": 16}}')
+    sentence = refusal(run(engine, LOADING, GLMPLAN_TUNED_DIR=str(tmp_path)), 2)
+    assert str(table) in sentence
+
+
+def test_the_allow_list_of_the_engine_blocks_without_a_word(engine: Path):
+    """So launch looks for the line, and for the name in SGLANG_PLUGINS."""
+    result = run(engine, LOADING, SGLANG_PLUGINS="another", GLMPLAN_PORT="nonsense")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("sm", "port", "outcome"), [(90, "auto", "refuses"), (90, "force", "passes"), (86, "auto", "passes")]
+)
+def test_the_check_of_backends_is_lifted_where_the_port_serves(engine: Path, version: str, sm: int, port: str, outcome: str):
+    if version != "0.5.23":
+        pytest.skip("0.5.13.post1 checks no backends")
+    code = f"""
+        from glmplan.kernels.engines import sglang_plugin
+        sglang_plugin.device_sm = lambda: {sm}
+        from sglang.srt.plugins import load_plugins
+        load_plugins()
+        from sglang.srt.arg_groups.overrides import _check_dsa_backend_constraints as check
+        try:
+            check("bfloat16", "triton", "triton", hip=False, dcp_size=1)
+            print("passes")
+        except ValueError:
+            print("refuses")
+    """
+    assert run(engine, code, GLMPLAN_PORT=port).stdout.split() == [outcome]
+
+
+def backends(version: str, name: str = "") -> str:
+    """Code that makes the engine's stand-in choose this backend (default: one that leads to the port)."""
+    name = name or ("triton" if version == "0.5.23" else "tilelang")
+    if version == "0.5.23":
+        both = "c.KERNEL.dsa_prefill_backend = c.KERNEL.dsa_decode_backend"
+        return f"import sglang.srt.runtime_context as c; {both} = {name!r}\n"
+    return (
+        "import sys; sys.modules['sglang.srt.runtime_context'] = None\n"
+        "from types import SimpleNamespace as Bag\n"
+        "import sglang.srt.model_executor.model_runner as m\n"
+        f"chosen = Bag(dsa_prefill_backend={name!r}, dsa_decode_backend={name!r}, kv_cache_dtype='bfloat16')\n"
+        "m.ModelRunner.server_args = chosen\n"
+    )
+
+
+def test_modes(monkeypatch: pytest.MonkeyPatch):
+    for text, mode in (("", "auto"), (" force ", "force"), ("off", "off")):
+        monkeypatch.setenv("GLMPLAN_PORT", text)
+        assert port_mode() == mode
+    monkeypatch.setenv("GLMPLAN_PORT", "1")
+    with pytest.raises(UsageError):
+        port_mode()
+
+
+def test_the_line_can_be_read_back_from_a_log():
+    line = PortLine("0.1.0", "sglang", "0.5.23", 89, 89, {"mode": "auto", "kv": "raw"}, ("a.b", "c.d"))
+    text = line.render()
+    assert text.startswith(MARKER)
+    assert parse_port_line(f"[2026-01-01 00:00:00 TP0] {text}") == line
+    assert parse_port_line("glmplan port failed: GLMPLAN_PORT is 'on'.") is None
+    assert parse_port_line("nothing of ours") is None
+
+
+@pytest.mark.skipif(
+    SGLANG_GROUP not in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("entry-points", {}),
+    reason=f"pyproject.toml names no entry point of {SGLANG_GROUP}",
+)
+@pytest.mark.skipif(importlib.util.find_spec("build") is None, reason="the package build is not installed")
+def test_an_unpacked_wheel_is_found_by_its_metadata(engine: Path, tmp_path: Path):
+    for path in (engine / "glmplan-0.dist-info").iterdir():
+        path.unlink()
+    (engine / "glmplan-0.dist-info").rmdir()
+    out = tmp_path / "wheel"
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(ROOT)], check=True, capture_output=True
+    )
+    with zipfile.ZipFile(next(out.glob("*.whl"))) as archive:
+        archive.extractall(engine)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GLMPLAN_", "SGLANG_"))}
+    result = subprocess.run(
+        [sys.executable, "-c", LOADING], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**inherited, "PYTHONPATH": str(engine), "GLMPLAN_PORT": "on"},
+    )  # fmt: skip
+    assert "GLMPLAN_PORT is 'on'" in refusal(result, 2)

@@ -1,0 +1,141 @@
+"""The GPU proof's own logic: what is judged to hold, and a run in which servers answer, fail to start, and hang."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import tarfile
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.proof import agreement, eagle, harness, judge, speed
+
+SERVER = """
+    import http.server, json, os, sys, time
+    argument = lambda name: sys.argv[sys.argv.index(name) + 1]
+    if os.environ.get("PRETEND") == "die":
+        sys.exit("glmplan port failed: on purpose")
+    if os.environ.get("GLMPLAN_PORT") == "force":
+        print("glmplan port: glmplan=0 sglang=0.5.23 sm=90 compiled_for=90 replaced=a", file=sys.stderr, flush=True)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_): pass
+        def answer(self, body):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+        def do_GET(self):
+            if os.environ.get("PRETEND") == "hang":
+                time.sleep(60)
+            self.answer({})
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            shift = 3.0 if os.environ.get("PROOF_SABOTAGE") == "1" else 0.0
+            count = asked["sampling_params"]["max_new_tokens"]
+            rows = [[-1.0 - shift, 5, None] for _ in range(count)]
+            told = {"output_token_logprobs": rows, "input_token_logprobs": [[None, 1, None], [-2.0 - shift, 2, None]],
+                    "spec_verify_ct": max(count // 2, 1)}
+            self.answer([{"output_ids": [5] * count, "meta_info": told} for _ in asked["input_ids"]])
+
+    http.server.ThreadingHTTPServer(("127.0.0.1", int(argument("--port"))), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> harness.Setting:
+    site = tmp_path / "site"
+    (site / "sglang").mkdir(parents=True)
+    (site / "sglang/__init__.py").write_text("")
+    (site / "sglang/launch_server.py").write_text(textwrap.dedent(SERVER))
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    monkeypatch.setattr(harness, "FIRST_PORT", random.randrange(20000, 30000))
+    monkeypatch.setattr(harness, "PORT_STEP", 60)
+    monkeypatch.setattr(harness, "versions", lambda _: {"sglang": "0.5.23"})
+    models = {"plain": tmp_path, "mtp": tmp_path}
+    return harness.Setting("0.5.23", site, harness.install_beside(tmp_path / "plugin"), models, logs, tmp_path, 2)
+
+
+def test_a_whole_agreement_run(setting: harness.Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    jobs = agreement.jobs("0.5.23", ["fp8"], ["sm89"])
+    outcomes = harness.run(jobs, setting, 60, per_gpu=3, first_wave=2)
+    assert [item.error for item in outcomes.values()] == [None] * len(jobs)
+    found = agreement.verdict(["fp8"], ["sm89"], outcomes)
+    assert found["holds"], found["lines"]
+    harness.write(tmp_path / "out", "agreement", setting, outcomes, found)
+    record = json.loads((tmp_path / "out/agreement.json").read_text())
+    assert record["servers"]["fp8-port"]["port_lines"]
+    assert not record["servers"]["fp8-stock"]["port_lines"]
+    with tarfile.open(tmp_path / "out/agreement-logs.tar.gz") as packed:
+        assert "fp8-port.log" in packed.getnames()
+        assert "fp8-port.answers.json" in packed.getnames()
+    assert judge.main([str(tmp_path / "out/agreement.json")]) == 0
+    record["verdict"]["parts"]["fp8"]["ports"]["fp8-port"]["prompt_mean"] = float("nan")
+    (tmp_path / "out/agreement.json").write_text(json.dumps(record))
+    assert judge.main([str(tmp_path / "out/agreement.json")]) == 1
+
+
+def test_a_server_that_fails_does_not_stop_the_others(setting: harness.Setting):
+    def job(name: str, pretend: str) -> harness.Job:
+        return harness.Job(name, (), speed.ask if pretend == "fine" else agreement.ask, {"PRETEND": pretend})
+
+    outcomes = harness.run([job("dead", "die"), job("stuck", "hang"), job("fine", "fine")], setting, 25, first_wave=1)
+    assert "ended with code" in str(outcomes["dead"].error)
+    assert outcomes["dead"].port_lines == ["glmplan port failed: on purpose"]
+    assert "not healthy in time" in str(outcomes["stuck"].error)
+    assert outcomes["fine"].error is None
+    assert set(outcomes["fine"].result or {}) >= {"prefill 3000", "decode 64 streams"}
+
+
+def test_a_missing_port_does_not_hold(setting: harness.Setting):
+    jobs = agreement.jobs("0.5.23", ["bf16"], [])
+    outcomes = {job.name: harness.Outcome(job.name, 0, [], {}) for job in jobs}
+    assert not agreement.verdict(["bf16"], [], outcomes)["holds"]
+
+
+def test_eagle_is_judged_by_tokens_and_by_accepted_drafts(setting: harness.Setting):
+    outcomes = harness.run(eagle.jobs("0.5.23"), setting, 60, per_gpu=4)
+    found = eagle.verdict(outcomes)
+    assert found["holds"], found["lines"]
+    result = outcomes["fp8-port"].result
+    assert result is not None
+    for item in result.values():
+        item["per_verification"] = 1.0
+    assert not eagle.verdict(outcomes)["holds"]
+
+
+def answers(shift: float, tokens: int = 5) -> dict[str, Any]:
+    return {"one": {"tokens": [tokens] * 8, "logprobs": [-1.0 + shift] * 8, "prompt": [-2.0 + shift] * 64}}
+
+
+def test_distances():
+    near = judge.distance(answers(0.0), answers(0.25))
+    assert near == {"prompt_mean": 0.25, "prompt_p99": 0.25, "answer_mean": 0.25, "agreement": 1.0, "prompts": 1.0}
+    assert judge.distance(answers(0.0), answers(0.0, tokens=6))["agreement"] == 0.0
+
+
+def test_a_port_within_the_noise_holds_and_one_beyond_does_not():
+    noise = {"again": judge.distance(answers(0.0), answers(0.1))}
+    control = {"control": judge.distance(answers(0.0), answers(2.0))}
+    for shift, holds in ((0.15, True), (0.21, False)):
+        ports = {"port": judge.distance(answers(0.0), answers(shift))}
+        assert judge.judge_agreement(noise, ports, control, 1)["holds"] is holds
+
+
+def test_a_comparison_that_does_not_notice_a_wrong_answer_proves_nothing():
+    same = judge.distance(answers(0.0), answers(0.0))
+    assert judge.judge_agreement({"again": same}, {"port": same}, {}, 1)["holds"]
+    assert not judge.judge_agreement({"again": same}, {"port": same}, {"control": same}, 1)["holds"]
+    assert not judge.judge_agreement({}, {"port": same}, {}, 1)["holds"]
+    assert not judge.judge_agreement({"again": same}, {"port": same}, {}, 2)["holds"]
+
+
+def test_the_installed_package_has_the_entry_point(setting: harness.Setting):
+    text = next(setting.plugin.glob("glmplan-*.dist-info/entry_points.txt")).read_text()
+    assert "glmplan = glmplan.kernels.engines.sglang_plugin:register" in text
+    assert (setting.plugin / "glmplan/kernels/engines/sglang_plugin.py").exists()
+    assert sys.executable

@@ -1,0 +1,152 @@
+"""Ranks in threads over real sockets: meeting, waiting, adding up, losing one another."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from glmplan.node.collective import Member
+from glmplan.node.hub import Hub, LostError, shut, write_line
+from glmplan.node.ring import Links
+from tests.node.host import free_port, until
+
+SILENT_S = 3.0
+
+
+class World:
+    """A hub and its members, closed in the end."""
+
+    def __init__(self, size: int, stack: ExitStack) -> None:
+        self.port = free_port()
+        self.hub = Hub("127.0.0.1", self.port, size, SILENT_S)
+        stack.callback(self.hub.close)
+        self.members = [Member(rank, size, 5.0, SILENT_S) for rank in range(size)]
+        for member in self.members:
+            stack.callback(member.close)
+
+    def each(self, work: Callable[[Member], Any]) -> list[Any]:
+        with ThreadPoolExecutor(len(self.members)) as pool:
+            return list(pool.map(work, self.members))
+
+    def join(self) -> None:
+        self.each(lambda member: member.join("127.0.0.1", self.port, {"node": member.rank // 2}))
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as made:
+        yield made
+    until(lambda: threading.active_count() == 1, 10)
+
+
+def test_all_ranks_meet_and_know_one_another(stack: ExitStack) -> None:
+    world = World(6, stack)
+    world.join()
+    assert world.hub.count == 6
+    tables = [member.table for member in world.members]
+    assert tables == [tables[0]] * 6
+    assert [entry["node"] for entry in tables[0]] == [0, 0, 1, 1, 2, 2]
+
+
+def test_nobody_passes_before_the_last_arrives(stack: ExitStack) -> None:
+    world = World(3, stack)
+    world.join()
+    passed: list[int] = []
+
+    def arrive(member: Member) -> None:
+        if member.rank == 2:
+            time.sleep(0.5)
+            assert passed == []
+        member.arrive("here")
+        passed.append(member.rank)
+
+    world.each(arrive)
+    assert sorted(passed) == [0, 1, 2]
+
+
+def test_every_pair_of_nodes_is_tested_and_the_sum_is_right(stack: ExitStack) -> None:
+    world = World(6, stack)
+    world.join()
+
+    def test(member: Member) -> int:
+        links = Links(member)
+        stack.callback(links.close)
+        reached = links.test_pairs()
+        member.arrive("links")
+        assert links.all_reduce() > 0
+        return reached
+
+    assert world.each(test) == [2, 0, 2, 0, 2, 0]
+
+
+def test_an_unreachable_node_is_named(stack: ExitStack) -> None:
+    world = World(4, stack)
+    world.join()
+    lost = world.members[2]
+    assert lost.own is not None
+    shut(lost.own)
+    links = Links(world.members[0])
+    stack.callback(links.close)
+    with pytest.raises(LostError, match=r"Node 0 cannot reach node 1 at 127.0.0.1:\d+: .*refused.* Open the ephemeral"):
+        links.test_pairs()
+
+
+def test_a_lost_rank_is_told_to_all(stack: ExitStack) -> None:
+    world = World(3, stack)
+    world.join()
+    told: list[str] = []
+    for member in world.members[:2]:
+        member.on_lost = told.append
+    world.members[2].close()
+    until(lambda: len(told) == 2)
+    assert set(told) == {"Connection closed by peer [127.0.0.1] (rank 2)"}
+    with pytest.raises(LostError, match=r"\(rank 2\)"):
+        world.members[0].arrive("never")
+
+
+def test_a_goodbye_is_no_death(stack: ExitStack) -> None:
+    world = World(2, stack)
+    world.join()
+    told: list[str] = []
+    world.members[0].on_lost = told.append
+    world.members[1].leave()
+    world.members[1].close()
+    time.sleep(0.5)
+    assert told == []
+
+
+def test_a_silent_rank_is_lost_although_nothing_was_closed(stack: ExitStack) -> None:
+    world = World(2, stack)
+    with ThreadPoolExecutor(1) as pool, socket.create_connection(("127.0.0.1", world.port)) as mute:
+        joined = pool.submit(world.members[0].join, "127.0.0.1", world.port, {"node": 0})
+        write_line(mute, {"join": 1, "world_size": 2, "entry": {"node": 1, "address": "10.9.9.9", "port": 1}})
+        joined.result()
+        told: list[str] = []
+        world.members[0].on_lost = told.append
+        begin = time.monotonic()
+        until(lambda: told, 10)
+        assert told == ["Connection closed by peer [10.9.9.9] (rank 1)"]
+        assert time.monotonic() - begin > SILENT_S - 1.5
+
+
+def test_a_rank_of_another_world_is_refused(stack: ExitStack) -> None:
+    world = World(2, stack)
+    stranger = Member(1, 4, 5.0, SILENT_S)
+    stack.callback(stranger.close)
+    with pytest.raises(LostError, match="refused this rank: rank 1 of 4 cannot join 2 ranks"):
+        stranger.join("127.0.0.1", world.port, {"node": 0})
+
+
+def test_words_that_are_no_protocol_do_no_harm(stack: ExitStack) -> None:
+    world = World(2, stack)
+    for words in (b"GET / HTTP/1.1\r\n\r\n", b'{"join": "x"}\n', b"[1]\n", b"\x00" * 100):
+        with socket.create_connection(("127.0.0.1", world.port)) as sock:
+            sock.sendall(words)
+    world.join()
