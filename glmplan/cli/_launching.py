@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from glmplan.cli._hosts import HostOptions, named_hosts, probed, require_all, ssh_options
 from glmplan.cli._options import PlanningOptions
-from glmplan.engines.base import Endpoints, NodeCommand
+from glmplan.engines.base import Endpoints, More, NodeCommand
 from glmplan.engines.commands import node_commands
 from glmplan.errors import DoesNotFitError, GlmplanError, UsageError
 from glmplan.facts.host import Host, Inventory
@@ -50,7 +50,7 @@ class Wanted:
     api_key_env: str | None
     hf_token_env: str | None
     engine_python: str | None
-    engine_args: tuple[str, ...]
+    more: More
     skip_doctor: bool
     deadline_s: float | None
     stall_s: float | None
@@ -63,6 +63,17 @@ class Wanted:
 
 class ExaminedError(GlmplanError):
     """The doctor found what would make the launch fail."""
+
+
+def more_words(words: list[str] | None, variables: list[str] | None) -> More:
+    """What `--engine-arg` and `--engine-env` add."""
+    pairs = []
+    for text in variables or ():
+        name, sign, value = text.partition("=")
+        if not sign or not name.isidentifier():
+            raise UsageError(f"--engine-env {text!r} is not NAME=VALUE.", "Write --engine-env NCCL_DEBUG=INFO.")
+        pairs.append((name, value))
+    return More(tuple(words or ()), tuple(pairs))
 
 
 def say(text: str) -> None:
@@ -178,7 +189,7 @@ def _stand_in_plan(options: PlanningOptions, count: int) -> Plan:
 
 def choose_commands(plan: Plan, wanted: Wanted, hosts: Mapping[str, Host]) -> tuple[NodeCommand, ...]:
     """What each node runs: the engine by its own Python, or the stand-in."""
-    commands = node_commands(plan, wanted.endpoints, wanted.engine_args)
+    commands = node_commands(plan, wanted.endpoints, wanted.more)
     if wanted.rehearse:
         practice = {name: value for name, value in os.environ.items() if name.startswith("GLMPLAN_REHEARSE_")}
         return tuple(prepare.as_rehearsal(command, practice) for command in commands)

@@ -11,7 +11,7 @@ from glmplan.cli._options import PlanningOptions, takes_planning_options
 
 if TYPE_CHECKING:
     from glmplan.cli._launching import Wanted
-    from glmplan.engines.base import Endpoints, NodeCommand
+    from glmplan.engines.base import Endpoints, More, NodeCommand
     from glmplan.planning.plan import Plan
 
 STARTING, JUDGING = "Starting", "Judging"
@@ -61,6 +61,10 @@ def launch(
             help="A word for the engine's command line, after the planned ones; may be repeated.", rich_help_panel=STARTING
         ),
     ] = None,
+    engine_env: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE for the engine, over the planned ones; may be repeated.", rich_help_panel=STARTING),
+    ] = None,
     skip_doctor: Annotated[
         bool, typer.Option("--skip-doctor", help="Start although a check fails.", rich_help_panel=JUDGING)
     ] = False,
@@ -92,7 +96,7 @@ def launch(
 
     endpoints = Endpoints(http_host, http_port, rendezvous_port)
     if dry_run:
-        _dry_run(options, plan, endpoints, as_json, tuple(engine_arg or ()))
+        _dry_run(options, plan, endpoints, as_json, _launching.more_words(engine_arg, engine_env))
         return
     if options.hosts is None:
         raise UsageError(
@@ -104,8 +108,8 @@ def launch(
             raise UsageError(f"--{word} is {value:g}; it must be above 0 seconds.", "Give seconds.")
     wanted = _launching.Wanted(
         plan_file=plan, rehearse=rehearse, yes=yes, name=name, endpoints=endpoints, api_key_env=api_key_env,
-        hf_token_env=hf_token_env, engine_python=engine_python, 
-        engine_args=tuple(engine_arg or ()), skip_doctor=skip_doctor, deadline_s=deadline, stall_s=stall,
+        hf_token_env=hf_token_env, engine_python=engine_python,
+        more=_launching.more_words(engine_arg, engine_env), skip_doctor=skip_doctor, deadline_s=deadline, stall_s=stall,
         lost_after_s=lost_after, canary=not no_canary, canary_reference=canary_reference,
         canaries=tuple(canaries.split(",")) if canaries else (), as_json=as_json,
     )  # fmt: skip
@@ -122,9 +126,7 @@ def _start(options: PlanningOptions, wanted: Wanted) -> None:
         _launching.print_result(result)
 
 
-def _dry_run(
-    options: PlanningOptions, plan: Path | None, endpoints: Endpoints, as_json: bool, engine_args: tuple[str, ...]
-) -> None:
+def _dry_run(options: PlanningOptions, plan: Path | None, endpoints: Endpoints, as_json: bool, more: More) -> None:
     from glmplan.cli._plan import make_plan
     from glmplan.engines.commands import node_commands
     from glmplan.errors import DoesNotFitError
@@ -132,7 +134,7 @@ def _dry_run(
     chosen = saved_plan(plan, options) if plan is not None else make_plan(options, with_changes=False)
     if not chosen.fits:
         raise DoesNotFitError(f"The plan {chosen.summary}.", "Run glmplan size with the same options; it says what fits.")
-    commands = node_commands(chosen, endpoints, engine_args)
+    commands = node_commands(chosen, endpoints, more)
     if as_json:
         import json
 

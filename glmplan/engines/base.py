@@ -27,6 +27,14 @@ class NodeCommand(Frozen):
 
 
 @dataclass(frozen=True)
+class More:
+    """What the user adds to the planned command: words after it, and variables over its own."""
+
+    words: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Endpoints:
     """Where the server listens. The HTTP address is loopback unless the user names another."""
 

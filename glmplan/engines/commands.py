@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from glmplan.engines import sglang, vllm
-from glmplan.engines.base import Endpoints, NodeCommand
+from glmplan.engines.base import Endpoints, More, NodeCommand
 from glmplan.errors import UnsupportedError, UsageError
 from glmplan.facts.profiles import engine_profile
 from glmplan.planning.plan import Plan
 
 
-def node_commands(plan: Plan, endpoints: Endpoints, extra: tuple[str, ...] = ()) -> tuple[NodeCommand, ...]:
-    """The commands of a plan, from the engine family's builder; `extra` words come after the planned ones."""
+def node_commands(plan: Plan, endpoints: Endpoints, more: More | None = None) -> tuple[NodeCommand, ...]:
+    """The commands of a plan, from the engine family's builder, with what the user adds."""
     engine = engine_profile(plan.engine)
     if engine.family != plan.engine_family:
         raise UsageError(
@@ -19,5 +19,10 @@ def node_commands(plan: Plan, endpoints: Endpoints, extra: tuple[str, ...] = ())
     if any(node.sm is None for node in plan.nodes):
         raise UnsupportedError("AMD GPUs are sized only; glmplan has no launch command for them.", "Use NVIDIA GPUs.")
     build = sglang.commands if plan.engine_family == "sglang" else vllm.commands
-    found = build(plan, engine, endpoints)
-    return tuple(one.model_copy(update={"argv": (*one.argv, *extra)}) for one in found) if extra else found
+    added = more or More()
+    return tuple(
+        one.model_copy(
+            update={"argv": (*one.argv, *added.words), "environment": {**one.environment, **dict(added.environment)}}
+        )
+        for one in build(plan, engine, endpoints)
+    )

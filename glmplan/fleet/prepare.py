@@ -12,7 +12,7 @@ from glmplan.facts.host import Host
 from glmplan.fleet.deadline import LoadWork, deadline, work_of
 from glmplan.fleet.deployment import Deployment, check_name, default_name, digest, owner
 from glmplan.kernels.engines import TUNED_DIR
-from glmplan.kernels.packed import TUNED
+from glmplan.kernels.packed import TUNED, tuned_kinds
 from glmplan.planning.plan import Plan, PlanNode
 
 REHEARSAL_DISK_BYTES_PER_S = 1_000_000_000
@@ -53,9 +53,14 @@ def as_rehearsal(command: NodeCommand, environment: Mapping[str, str]) -> NodeCo
 
 
 def with_kernels(command: NodeCommand, engine_version: str) -> NodeCommand:
-    """The command with our kernels on its Python path, and their tuned tables where the engine and the plugin look."""
-    tables = f"@SITE@/{TUNED}/{engine_version}"
-    own = {"PYTHONPATH": "@SITE@", TUNED_DIR: f"{tables}/gemm", "SGLANG_MOE_CONFIG_DIR": f"{tables}/moe"}
+    """The command with our kernels on its Python path, and where tuned tables travel, the engine and the plugin told so.
+
+    SGLang raises where SGLANG_MOE_CONFIG_DIR names a folder without tables, so it is set for those alone.
+    """
+    own = {"PYTHONPATH": ":".join(filter(None, ["@SITE@", command.environment.get("PYTHONPATH")]))}
+    kinds, tables = tuned_kinds(engine_version), f"@SITE@/{TUNED}/{engine_version}"
+    own |= {TUNED_DIR: f"{tables}/gemm"} if "gemm" in kinds else {}
+    own |= {"SGLANG_MOE_CONFIG_DIR": f"{tables}/moe"} if "moe" in kinds else {}
     return command.model_copy(update={"environment": {**command.environment, **own}})
 
 

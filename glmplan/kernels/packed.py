@@ -72,6 +72,12 @@ def packed() -> bytes:
     return out.getvalue()
 
 
+def tuned_kinds(engine_version: str) -> tuple[str, ...]:
+    """Kinds of tuned tables (gemm, moe) that travel for an engine version."""
+    start = f"{TUNED}/{engine_version}/"
+    return tuple(sorted({name.removeprefix(start).split("/")[0] for name in _files() if name.startswith(start)}))
+
+
 def packed_text() -> str:
     """The zip in base64, for a JSON request."""
     return base64.b64encode(packed()).decode()

@@ -1,0 +1,338 @@
+"""How is a real SGLang started on a few GPUs, asked, and put away again, whatever happens to any one server?
+
+A server is one process group on one GPU with its own log. Servers start in waves and run side by side; one that fails leaves
+its reason in its outcome and does not stop the others; at the deadline everything that runs is killed.
+The engine is found through SITE (a folder of packages, default ~/site); this checkout's package goes beside it as an
+installed one, with the entry point that the engine looks for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+MARKER, FAILURE = "glmplan port:", "glmplan port failed:"
+FIRST_PORT, PORT_STEP = 10000, 700
+BASE = {
+    "SGLANG_DSA_PREFILL_DENSE_ATTN_KV_LEN_THRESHOLD": "0",
+    "SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0",
+    "SGLANG_ENABLE_JIT_DEEPGEMM": "0",
+    "PYTHONUNBUFFERED": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+BATCHES = ("1", "2", "4", "8", "16", "32", "64")
+FLAGS = (
+    "--skip-tokenizer-init", "--host", "127.0.0.1", "--trust-remote-code", "--grammar-backend", "none",
+    "--fp8-gemm-backend", "triton", "--moe-runner-backend", "triton", "--disable-shared-experts-fusion",
+    "--disable-radix-cache", "--context-length", "65536", "--chunked-prefill-size", "8192", "--mem-fraction-static", "0.5",
+)  # fmt: skip
+GRAPH_FLAGS = {
+    "0.5.23": ("--disable-prefill-cuda-graph", "--cuda-graph-max-bs-decode", "64", "--cuda-graph-bs-decode", *BATCHES),
+    "0.5.13.post1": ("--disable-piecewise-cuda-graph", "--cuda-graph-max-bs", "64", "--cuda-graph-bs", *BATCHES),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One server and what is asked of it; `task` gets a client and gives JSON."""
+
+    name: str
+    flags: tuple[str, ...]
+    task: Callable[[Client], dict[str, Any]]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    model: str = "plain"
+
+
+@dataclass
+class Outcome:
+    """What came of a job; `error` is None where its task finished."""
+
+    name: str
+    gpu: int
+    command: list[str]
+    environment: dict[str, str]
+    started_s: float | None = None
+    port_lines: list[str] = field(default_factory=list)
+    result: dict[str, Any] | None = None
+    error: str | None = None
+
+
+class Client:
+    """The HTTP side of one server."""
+
+    def __init__(self, http_port: int, deadline: float) -> None:
+        self.url, self.deadline = f"http://127.0.0.1:{http_port}", deadline
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=max(self.deadline - time.monotonic(), 1.0)) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"HTTP {error.code} of {path}: {error.read()[:500]!r}") from error
+
+    def healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=20) as reply:
+                return bool(reply.status == 200)
+        except OSError:
+            return False
+
+    def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, **asked: Any) -> list[dict[str, Any]]:
+        """Greedy continuations of prompts of token ids, served as one batch."""
+        sampling = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
+        replies: list[dict[str, Any]] = self.post(
+            "/generate", {"input_ids": [list(prompt) for prompt in prompts], "sampling_params": sampling, **asked}
+        )
+        return replies
+
+
+class Server:
+    """One engine on one GPU."""
+
+    def __init__(self, job: Job, gpu: int, number: int, setting: Setting) -> None:
+        self.job, self.gpu, self.setting = job, gpu, setting
+        self.http_port = FIRST_PORT + PORT_STEP * number
+        self.log = setting.logs / f"{job.name}.log"
+        self.environment = {**BASE, **job.environment, "CUDA_VISIBLE_DEVICES": str(gpu)}
+        self.command = [
+            sys.executable, "-m", "sglang.launch_server", "--model-path", str(setting.models[job.model]),
+            *FLAGS, *GRAPH_FLAGS[setting.version], "--port", str(self.http_port), "--nccl-port", str(self.http_port + 50),
+            *job.flags,
+        ]  # fmt: skip
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        path = os.pathsep.join([str(self.setting.plugin), str(self.setting.site)])
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GLMPLAN_", "SGLANG_"))}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=self.setting.work,
+                env={**inherited, **self.environment, "PYTHONPATH": path},
+            )  # fmt: skip
+
+    def wait_until_healthy(self, deadline: float) -> None:
+        client = Client(self.http_port, deadline)
+        while not client.healthy():
+            code = self.process.poll() if self.process else None
+            if code is not None:
+                raise RuntimeError(f"the server ended with code {code}")
+            if time.monotonic() > deadline:
+                raise RuntimeError("the server was not healthy in time")
+            time.sleep(1.0)
+
+    def stop(self) -> None:
+        if self.process is None:
+            return
+        for sent in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, sent)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def lines(self, beginning: str) -> list[str]:
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return [line for line in text.splitlines() if beginning in line]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where everything is; `prepare` makes it."""
+
+    version: str
+    site: Path
+    plugin: Path
+    models: Mapping[str, Path]
+    logs: Path
+    work: Path
+    gpus: int
+
+
+def prepare(models: Mapping[str, Sequence[str]], gpus: int | None = None) -> Setting:
+    """Checkpoints, the installed-looking package and folders; versions are read from the site."""
+    home = Path.home()
+    site, work = Path(os.environ.get("SITE", home / "site")), home / "proof"
+    logs = work / f"logs-{int(time.time())}"
+    logs.mkdir(parents=True)
+    version = next(path.name.split("-")[1].removesuffix(".dist-info") for path in site.glob("sglang-*.dist-info"))
+    plugin = install_beside(work / "plugin")
+    made = {name: make_model(work / f"model-{name}", options) for name, options in models.items()}
+    return Setting(version, site, plugin, made, logs, work, gpus or visible_gpus())
+
+
+def visible_gpus() -> int:
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
+
+
+def make_model(folder: Path, options: Sequence[str]) -> Path:
+    done = folder / "options.json"
+    if not done.exists() or json.loads(done.read_text()) != list(options):
+        shutil.rmtree(folder, ignore_errors=True)
+        command = [sys.executable, "-m", "benchmarks.proof.make_checkpoint", str(folder), *options]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        done.write_text(json.dumps(list(options)))
+    return folder
+
+
+SABOTAGE = """
+import os
+
+def register():
+    # the negative control: every query loses the slots beyond its first 1024
+    if os.environ.get("PROOF_SABOTAGE") != "1":
+        return
+    from glmplan.kernels.engines import sglang_attention
+    right = sglang_attention._attend
+    def wrong(q, kv, indices, sm_scale):
+        return right(q, kv, indices[..., :1024], sm_scale)
+    sglang_attention._attend = wrong
+"""
+
+
+def install_beside(folder: Path) -> Path:
+    """The package of this checkout as pip would have left it, and the negative control as a second plugin."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(ROOT / "glmplan", folder / "glmplan", ignore=shutil.ignore_patterns("__pycache__"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = project.get("entry-points", {})
+    groups.setdefault("sglang.srt.plugins", {"glmplan": "glmplan.kernels.engines.sglang_plugin:register"})
+    lines = [
+        f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in points.items())
+        for group, points in groups.items()
+    ]
+    distribution(folder, project["name"], project["version"], "\n".join(lines))
+    (folder / "proof_sabotage.py").write_text(SABOTAGE)
+    distribution(folder, "proof_sabotage", "1", "[sglang.srt.plugins]\nproof_sabotage = proof_sabotage:register\n")
+    return folder
+
+
+def distribution(folder: Path, name: str, version: str, entry_points: str) -> None:
+    metadata = folder / f"{name}-{version}.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (metadata / "entry_points.txt").write_text(entry_points)
+
+
+def run(jobs: Sequence[Job], setting: Setting, seconds: float, per_gpu: int = 1, first_wave: int = 0) -> dict[str, Outcome]:
+    """Every job on one of the GPUs, `per_gpu` side by side, GPUs dealt in turn; the first `first_wave` start alone, so
+    that the others find kernels compiled."""
+    deadline = time.monotonic() + seconds
+    room = [threading.Semaphore(per_gpu) for _ in range(setting.gpus)]
+    servers = [Server(job, number % setting.gpus, number, setting) for number, job in enumerate(jobs)]
+    outcomes = {
+        server.job.name: Outcome(server.job.name, server.gpu, server.command, server.environment) for server in servers
+    }
+    warm = [threading.Event() for _ in servers[:first_wave]]
+
+    def serve(number: int, server: Server) -> None:
+        if number >= first_wave:
+            for event in warm:
+                event.wait(max(deadline - time.monotonic(), 0))
+        ready = warm[number] if number < first_wave else threading.Event()
+        with room[server.gpu]:
+            attempt(server, outcomes[server.job.name], deadline, ready)
+
+    threads = [threading.Thread(target=serve, args=pair, daemon=True) for pair in enumerate(servers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(deadline + 15 - time.monotonic(), 0))
+    for server in servers:
+        server.stop()
+    return outcomes
+
+
+def attempt(server: Server, outcome: Outcome, deadline: float, ready: threading.Event) -> None:
+    """Start, wait, ask, stop; whatever goes wrong is the outcome's error."""
+    begin = time.monotonic()
+    try:
+        if begin >= deadline:
+            raise RuntimeError("no time was left to start it")
+        server.start()
+        server.wait_until_healthy(deadline)
+        outcome.started_s = round(time.monotonic() - begin, 1)
+        print(f"{outcome.name}: healthy after {outcome.started_s} s on GPU {outcome.gpu}", flush=True)
+        ready.set()
+        outcome.result = server.job.task(Client(server.http_port, deadline))
+    except Exception as error:
+        outcome.error = f"{type(error).__name__}: {error}"[:1000]
+    finally:
+        ready.set()
+        server.stop()
+        outcome.port_lines = [*server.lines(MARKER), *server.lines(FAILURE)]
+        print(f"{outcome.name}: {outcome.error or 'done'} after {time.monotonic() - begin:.0f} s", flush=True)
+
+
+def write(out: Path, name: str, setting: Setting, outcomes: Mapping[str, Outcome], verdict: Mapping[str, Any]) -> None:
+    """OUT/<name>.json for docs/proof, OUT/<name>.txt to read; answers and the logs' tails in OUT/<name>-logs.tar.gz."""
+    out.mkdir(parents=True, exist_ok=True)
+    for item in outcomes.values():
+        (setting.logs / f"{item.name}.answers.json").write_text(json.dumps(item.result))
+    record = {
+        "proof": name, "date": time.strftime("%Y-%m-%d"), "setting": versions(setting), "verdict": verdict,
+        "servers": {key: described(outcome) for key, outcome in sorted(outcomes.items())},
+    }  # fmt: skip
+    (out / f"{name}.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
+    lines = [f"{name}: {'holds' if verdict.get('holds') else 'DOES NOT HOLD'}", json.dumps(record["setting"])]
+    lines += [f"  {line}" for line in verdict.get("lines", [])]
+    lines += [f"{item.name}: {item.error or f'up after {item.started_s} s'}" for item in outcomes.values()]
+    lines += sorted({line[line.index("glmplan port") :] for item in outcomes.values() for line in item.port_lines})
+    (out / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines), flush=True)
+    pack(out / f"{name}-logs.tar.gz", [*setting.logs.glob("*.log"), *setting.logs.glob("*.answers.json")])
+
+
+def described(outcome: Outcome) -> dict[str, Any]:
+    """The outcome without its answers, and without this machine's folders."""
+    home = str(Path.home())
+    kept = {name: value for name, value in vars(outcome).items() if name != "result"}
+    return kept | {
+        "command": " ".join(word.replace(home, "~") for word in outcome.command).replace(sys.executable, "python3")
+    }
+
+
+def pack(archive: Path, logs: Iterable[Path], tail_bytes: int = 400_000) -> None:
+    """Answers whole; of logs the first 100 kB and the last."""
+    with tarfile.open(archive, "w:gz") as packed:
+        for log in sorted(logs):
+            if log.suffix == ".json":
+                packed.add(log, log.name)
+                continue
+            text = log.read_bytes()
+            part = log.with_suffix(".part")
+            part.write_bytes(text if len(text) <= tail_bytes else text[:100_000] + b"\n...\n" + text[100_000 - tail_bytes :])
+            packed.add(part, log.name)
+            part.unlink()
+
+
+def versions(setting: Setting) -> dict[str, str]:
+    asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    gpu = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip().splitlines()
+    code = "import torch, triton; print(torch.__version__, triton.__version__)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(setting.site)},
+    ).stdout.split()  # fmt: skip
+    return {
+        "sglang": setting.version, "gpu": f"{len(gpu)}x {gpu[0]}" if gpu else "none",
+        "torch": found[0] if found else "?", "triton": found[1] if found else "?", "python": sys.version.split()[0],
+    }  # fmt: skip

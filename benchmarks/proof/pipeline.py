@@ -1,0 +1,180 @@
+"""Proof (d): does `glmplan launch` start the real engine, on one GPU and as TP2 x PP2 on two nodes, and do they agree?
+
+`SITE=~/site python -m benchmarks.proof.pipeline OUT [--seconds 500] [--part cuts]`, on four GPUs; the part `cuts` takes a
+site of SGLang 0.5.13.post1. The nodes are `local#0-1` and `local#2-3`: two loopback addresses of this machine, each with a
+node program, a state folder and a worker of its own. The checkpoint is the small one of the other proofs, with a
+tokenizer. Its text means nothing, so answers are judged by the `reference` canary: greedy tokens and log-probabilities that
+the one-GPU launch gave. For an engine that does not relay top-k between stages, a cut on a layer without an indexer is
+refused by the planner; forced past it by an environment variable, it must not end in a healthy launch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.proof import harness
+from benchmarks.proof.agreement import MODEL
+
+TOKENIZED = {"spoken": (*MODEL["plain"], "--tokenizer")}
+ENGINE = ("--engine-arg=--grammar-backend", "--engine-arg", "none", "--engine-arg=--trust-remote-code")
+SILENT = ("--engine-arg=--skip-tokenizer-init",)
+WEIGHTS = (
+    "--engine-arg=--fp8-gemm-backend",
+    "--engine-arg",
+    "triton",
+    "--engine-arg=--moe-runner-backend",
+    "--engine-arg",
+    "triton",
+)
+
+
+@dataclass
+class Step:
+    """One command: what was wanted of it and what it did."""
+
+    name: str
+    words: list[str]
+    wanted: tuple[int, ...]
+    code: int | None = None
+    seconds: float = 0.0
+    text: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return self.code in self.wanted
+
+
+@dataclass
+class Run:
+    """Commands in order, all with one state folder."""
+
+    setting: harness.Setting
+    deadline: float
+    steps: list[Step] = field(default_factory=list)
+
+    def glmplan(self, name: str, *words: str, wanted: tuple[int, ...] = (0,)) -> Step:
+        step = Step(name, list(words), wanted)
+        self.steps.append(step)
+        begin = time.monotonic()
+        state = {"XDG_STATE_HOME": str(self.setting.work / "state"), "COLUMNS": "140", "PYTHONUNBUFFERED": "1"}
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "glmplan", *words], cwd=harness.ROOT, env={**os.environ, **state}, check=False,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                timeout=max(self.deadline - begin, 1.0),
+            )  # fmt: skip
+            step.code, step.text = done.returncode, done.stdout
+        except subprocess.TimeoutExpired as error:
+            step.text = f"{(error.stdout or b'').decode(errors='replace')}\nno time was left"
+        step.seconds = round(time.monotonic() - begin, 1)
+        print(f"{name}: exit {step.code} after {step.seconds} s", flush=True)
+        return step
+
+
+def planned(model: Path, site: Path, *words: str) -> list[str]:
+    """What all launches share; whether this machine suits them is not the subject, so the doctor is left out."""
+    return [
+        "--model-path", str(model), "--context", "65536", "--mem-fraction", "0.5", "--graph-max-bs", "16",
+        "--kernel-port", "force", "--engine-python", sys.executable, "--engine-env", f"PYTHONPATH={site}",
+        "--skip-doctor", "--yes", "--deadline", "400", *ENGINE, *WEIGHTS, *words,
+    ]  # fmt: skip
+
+
+def pipeline(run: Run, silent: tuple[str, ...]) -> None:
+    """One GPU as the reference, then two nodes against it."""
+    model, site, out = run.setting.models["spoken"], run.setting.site, run.setting.work / "answers.json"
+    common = planned(model, site, *silent)
+    run.glmplan("one GPU: launch", "launch", "--hosts", "local#0", "--name", "one", "--no-canary", *common)
+    run.glmplan("one GPU: record", "verify", "--url", "http://127.0.0.1:30000", "--record", str(out), "--force")
+    run.glmplan("one GPU: stop", "stop", "one")
+    run.glmplan(
+        "two nodes: launch", "launch", "--hosts", "local#0-1,local#2-3", "--pin", "tp=2,pp=2,nodes=2", "--name", "two",
+        "--canary-reference", str(out), "--canaries", "reference", *common,
+    )  # fmt: skip
+    run.glmplan("two nodes: status", "status", "two")
+    run.glmplan("two nodes: stop", "stop", "two", "--forget")
+
+
+def cuts(run: Run, silent: tuple[str, ...]) -> None:
+    """The engine without a relay: refused, allowed, forced."""
+    model, site, out = run.setting.models["spoken"], run.setting.site, run.setting.work / "answers-0.5.13.json"
+    own = ("--engine", "sglang-0.5.13.post1")
+    common = planned(model, site, *own, *silent)
+    hosts = ("--hosts", "local#0-1,local#2-3")
+    run.glmplan(
+        "cut on a shared layer: size", "size", "--gpus", "4x h200", "--nodes", "2", "--model-path", str(model),
+        "--pin", "tp=2,pp=2,nodes=2,stages=3/4", *own, "--kernel-port", "force", wanted=(2,),
+    )  # fmt: skip
+    run.glmplan("0.5.13, one GPU: launch", "launch", "--hosts", "local#0", "--name", "old", "--no-canary", *common)
+    run.glmplan("0.5.13, one GPU: record", "verify", "--url", "http://127.0.0.1:30000", "--record", str(out), "--force")
+    run.glmplan("0.5.13, one GPU: stop", "stop", "old")
+    judged = ("--canary-reference", str(out), "--canaries", "reference", "--pin", "tp=2,pp=2,nodes=2,stages=2/5")
+    run.glmplan("0.5.13, legal cut: launch", "launch", *hosts, "--name", "legal", *judged, *common)
+    run.glmplan("0.5.13, legal cut: stop", "stop", "legal")
+    forced = ("--engine-env", "SGLANG_PP_LAYER_PARTITION=3,4")
+    run.glmplan("0.5.13, forced cut: launch", "launch", *hosts, "--name", "forced", *judged, *common, *forced, wanted=(6, 7))
+    run.glmplan("0.5.13, forced cut: stop", "stop", "forced")
+
+
+def memory_left() -> list[str]:
+    asked = ["nvidia-smi", "--query-gpu=index,memory.used", "--format=csv,noheader,nounits"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split("\n")
+
+
+def write(out: Path, name: str, run: Run, before: list[str], after: list[str]) -> bool:
+    """OUT/NAME.json and OUT/NAME.txt."""
+    home = str(Path.home())
+    holds = bool(run.steps) and all(step.holds for step in run.steps) and before == after
+    steps = [
+        {"name": s.name, "command": "glmplan " + " ".join(s.words).replace(home, "~"), "wanted": s.wanted, "exit": s.code,
+         "seconds": s.seconds, "holds": s.holds}
+        for s in run.steps
+    ]  # fmt: skip
+    verdict: Mapping[str, Any] = {"holds": holds, "memory_before": before, "memory_after": after, "steps": steps}
+    record = {
+        "proof": name, "date": time.strftime("%Y-%m-%d"), "setting": harness.versions(run.setting), "verdict": verdict,
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    text = [f"{name}: {'holds' if holds else 'DOES NOT HOLD'}", json.dumps(record["setting"])]
+    text += [f"GPU memory before {before}, after {after}"]
+    for step in run.steps:
+        text += [
+            f"\n## {step.name}: exit {step.code}, wanted {step.wanted}, {step.seconds} s",
+            f"$ glmplan {' '.join(step.words)}",
+        ]
+        text += [step.text]
+    (out / f"{name}.txt").write_text("\n".join(text).replace(home, "~") + "\n")
+    return holds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seconds", type=float, default=500.0)
+    parser.add_argument("--skip-tokenizer", action="store_true", help="start the engine without its tokenizer")
+    parser.add_argument("--part", choices=["pipeline", "cuts"], default="pipeline")
+    asked = parser.parse_args()
+    setting = harness.prepare(TOKENIZED)
+    run = Run(setting, time.monotonic() + asked.seconds)
+    silent = SILENT if asked.skip_tokenizer else ()
+    before = memory_left()
+    if asked.part == "pipeline":
+        pipeline(run, silent)
+    else:
+        cuts(run, silent)
+    time.sleep(1.0)
+    return 0 if write(asked.out, f"launch-{asked.part}", run, before, memory_left()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
