@@ -22,7 +22,7 @@ from benchmarks.proof.harness import Client, Job, Outcome
 LENGTHS = (50, 1500, 3000, 9000, 40000)
 BATCH = (50, 60, 1500, 2040, 2060, 3000, 3000, 200, 9000, 700, 50, 4100, 6000, 1000, 2500, 12000)
 NEW_TOKENS, JUDGED_TOKENS, IDS = 32, 64, 8000
-MODEL = {"plain": ("--gain", "0.25", "--sharp", "4")}
+MODEL = {"plain": ("--gain", "0.1", "--sharp", "4", "--steady", "8")}
 
 # (prefill, decode) of the stock engine, of its other kernels, and of the port
 BACKENDS: dict[str, dict[str, tuple[tuple[str, str], tuple[str, str] | None, tuple[str, str]]]] = {

@@ -22,7 +22,7 @@ from benchmarks.proof.harness import Client, Job, Outcome
 LENGTHS = (50, 1500, 3000, 9000)
 BATCH = (50, 2040, 3000, 700, 9000, 60, 1500, 2500)
 NEW_TOKENS = 64
-MODEL = {"mtp": ("--gain", "0.25", "--sharp", "4", "--chain", "0.03", "--mtp")}
+MODEL = {"mtp": ("--gain", "0.1", "--sharp", "4", "--steady", "8", "--chain", "0.03", "--mtp")}
 DRAFT = (
     "--speculative-algorithm", "EAGLE", "--speculative-num-steps", "3", "--speculative-eagle-topk", "1",
     "--speculative-num-draft-tokens", "4", "--max-running-requests", "16",

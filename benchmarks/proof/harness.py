@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 import tomllib
@@ -170,9 +171,9 @@ def prepare(models: Mapping[str, Sequence[str]], gpus: int | None = None) -> Set
     """Checkpoints, the installed-looking package and folders; versions are read from the site."""
     home = Path.home()
     site, work = Path(os.environ.get("SITE", home / "site")), home / "proof"
-    logs = work / f"logs-{int(time.time())}"
-    logs.mkdir(parents=True)
-    version = next(path.name.split("-")[1].removesuffix(".dist-info") for path in site.glob("sglang-*.dist-info"))
+    work.mkdir(parents=True, exist_ok=True)
+    logs = Path(tempfile.mkdtemp(prefix="logs-", dir=work))
+    version = next(path.name.removesuffix(".dist-info").split("-")[1] for path in site.glob("sglang-*.dist-info"))
     plugin = install_beside(work / "plugin")
     made = {name: make_model(work / f"model-{name}", options) for name, options in models.items()}
     return Setting(version, site, plugin, made, logs, work, gpus or visible_gpus())

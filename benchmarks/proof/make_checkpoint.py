@@ -3,6 +3,7 @@
 `python -m benchmarks.proof.make_checkpoint OUT [--layers 7] [--mtp] [--chain 0.02] [--tokenizer] [--gain 0.25] [--sharp 4]`
 gain       what each layer adds to the residual stream; at 1 a random mixture of experts is chaotic
 sharp      how much larger queries are than random ones, so that attention picks few tokens and errors in it show
+steady     a bias towards the first experts; above 1 they are always chosen, so that rounding does not change experts
 chain      how strongly a token predicts one fixed successor, so that a draft of the MTP layer is often accepted
 mtp        one MTP layer after the last, as in the released checkpoint
 tokenizer  a byte-level tokenizer and a chat template, for canaries that speak
@@ -46,8 +47,8 @@ SMALL: dict[str, Any] = {
 class Maker:
     """Names and random tensors, collected in `tensors`."""
 
-    def __init__(self, layers: int, gain: float, sharp: float, seed: int) -> None:
-        self.layers, self.gain, self.sharp = layers, gain, sharp
+    def __init__(self, layers: int, gain: float, sharp: float, seed: int, steady: float) -> None:
+        self.layers, self.gain, self.sharp, self.steady = layers, gain, sharp, steady
         self.random = torch.Generator().manual_seed(seed)
         self.tensors: dict[str, torch.Tensor] = {}
         self.plain: set[str] = set()
@@ -99,7 +100,8 @@ class Maker:
     def experts(self, prefix: str) -> None:
         count, hidden = SMALL["n_routed_experts"], SMALL["hidden_size"]
         self.keep(f"{prefix}.gate.weight", self.normal(count, hidden) * hidden**-0.5)
-        self.keep(f"{prefix}.gate.e_score_correction_bias", torch.zeros(count))
+        chosen = torch.arange(count) < SMALL["num_experts_per_tok"]
+        self.keep(f"{prefix}.gate.e_score_correction_bias", chosen.float() * self.steady)
         self.plain |= {f"{prefix}.gate", f"{prefix}.gate.e_score_correction_bias"}
         for name in [*(f"experts.{number}" for number in range(count)), "shared_experts"]:
             self.mlp(f"{prefix}.{name}", SMALL["moe_intermediate_size"])
@@ -224,12 +226,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=7)
     parser.add_argument("--gain", type=float, default=0.25)
     parser.add_argument("--sharp", type=float, default=4.0)
+    parser.add_argument("--steady", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--chain", type=float, default=0.0)
     parser.add_argument("--mtp", action="store_true")
     parser.add_argument("--tokenizer", action="store_true")
     asked = parser.parse_args()
-    maker = Maker(asked.layers, asked.gain, asked.sharp, asked.seed)
+    maker = Maker(asked.layers, asked.gain, asked.sharp, asked.seed, asked.steady)
     size = make(asked.out, maker, asked.chain, asked.mtp, asked.tokenizer)
     print(f"{asked.out}: {size / 1e6:.0f} MB")
 

@@ -26,6 +26,8 @@ from benchmarks.proof.agreement import MODEL
 
 TOKENIZED = {"spoken": (*MODEL["plain"], "--tokenizer")}
 ENGINE = ("--engine-arg=--grammar-backend", "--engine-arg", "none", "--engine-arg=--trust-remote-code")
+LOOSE = ("--tolerance", "0.5")
+"""Random weights leave ties that two runs of one server break apart (agreement.py: 0.04 nats mean, 0.3 at the 99th)."""
 SILENT = ("--engine-arg=--skip-tokenizer-init",)
 WEIGHTS = (
     "--engine-arg=--fp8-gemm-backend",
@@ -94,7 +96,7 @@ def pipeline(run: Run, silent: tuple[str, ...]) -> None:
     model, site, out = run.setting.models["spoken"], run.setting.site, run.setting.work / "answers.json"
     common = planned(model, site, *silent)
     run.glmplan("one GPU: launch", "launch", "--hosts", "local#0", "--name", "one", "--no-canary", *common)
-    run.glmplan("one GPU: record", "verify", "--url", "http://127.0.0.1:30000", "--record", str(out), "--force")
+    run.glmplan("one GPU: record", "verify", "--url", "http://127.0.0.1:30000", "--record", str(out), "--force", *LOOSE)
     run.glmplan("one GPU: stop", "stop", "one")
     run.glmplan(
         "two nodes: launch", "launch", "--hosts", "local#0-1,local#2-3", "--pin", "tp=2,pp=2,nodes=2", "--name", "two",
@@ -115,7 +117,9 @@ def cuts(run: Run, silent: tuple[str, ...]) -> None:
         "--pin", "tp=2,pp=2,nodes=2,stages=3/4", *own, "--kernel-port", "force", wanted=(2,),
     )  # fmt: skip
     run.glmplan("0.5.13, one GPU: launch", "launch", "--hosts", "local#0", "--name", "old", "--no-canary", *common)
-    run.glmplan("0.5.13, one GPU: record", "verify", "--url", "http://127.0.0.1:30000", "--record", str(out), "--force")
+    run.glmplan(
+        "0.5.13, one GPU: record", "verify", "--url", "http://127.0.0.1:30000", "--record", str(out), "--force", *LOOSE
+    )
     run.glmplan("0.5.13, one GPU: stop", "stop", "old")
     judged = ("--canary-reference", str(out), "--canaries", "reference", "--pin", "tp=2,pp=2,nodes=2,stages=2/5")
     run.glmplan("0.5.13, legal cut: launch", "launch", *hosts, "--name", "legal", *judged, *common)

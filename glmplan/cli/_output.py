@@ -191,7 +191,8 @@ def _port_table(out: Console, plan: Plan) -> None:
         table.add_column(name, overflow="fold")
     for port in plan.ports:
         served = f"{port.implementation} [yellow](plugin)[/]" if port.plugin else port.implementation
-        table.add_row(port.op, served, port.evidence, port.why)
+        evidence = f"{port.evidence}: {port.proof}" if port.proof else port.evidence
+        table.add_row(port.op, served, escape(evidence), port.why)
     out.print("[bold]Kernel ports and backends[/]")
     out.print(table)
     out.print()

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from glmplan import __version__
-from glmplan.cli import doctor, launch, logs, probe, restart, size, status, stop, verify
+from glmplan.cli import bench, doctor, launch, logs, probe, restart, size, status, stop, tune, verify
 from glmplan.cli._errors import exit_code_of, report
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for plugins takes 20 ms of every start
@@ -32,6 +32,8 @@ app.command("stop", epilog=stop.EXAMPLES)(stop.stop)
 app.command("restart", epilog=restart.RESTART_EXAMPLES)(restart.restart)
 app.command("watch", epilog=restart.WATCH_EXAMPLES)(restart.watch)
 app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
+app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
+app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 
 
 def _version(asked: bool) -> None:

@@ -11,8 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from glmplan.facts.base import Frozen
-
-Evidence = Literal["proven", "expected", "reported"]
+from glmplan.facts.support import Claim, ProofRun
 
 
 class KvFormat(Frozen):
@@ -48,7 +47,7 @@ class AttentionOption(Frozen):
     logits_free_percent: int = 20
     workspace_bytes: int = 0
     dcp: bool = False
-    evidence: Evidence
+    evidence: Claim
     why: str
     source: str
 
@@ -67,7 +66,7 @@ class QuantizationOption(Frozen):
     scale_denominator: int | None = None
     moe_scratch_percent: int = 100
     kernel: str
-    evidence: Evidence
+    evidence: Claim
     source: str
 
 
@@ -134,7 +133,7 @@ class ReserveRules(Frozen):
 
 
 class EngineProfile(Frozen):
-    """One engine version."""
+    """One engine version. `proof` comes from the proof records, whatever the file says."""
 
     schema_version: Literal[1]
     id: str = Field(pattern=r"^[a-z0-9.-]+$")
@@ -156,6 +155,7 @@ class EngineProfile(Frozen):
     kv_formats: tuple[KvFormat, ...]
     attention: tuple[AttentionOption, ...]
     quantization: tuple[QuantizationOption, ...]
+    proof: tuple[ProofRun, ...] = ()
 
     def kv_format(self, format_id: str) -> KvFormat:
         """The KV format of that id; the profile loader has checked that every option's format exists."""

@@ -23,6 +23,7 @@ from glmplan.facts.gpu_profile import GpuProfile
 from glmplan.facts.model_config import first_problem
 from glmplan.facts.model_profile import CheckpointProfile, ModelProfile
 from glmplan.facts.recipe import Recipe
+from glmplan.facts.support import ProofProfile, ProofRun
 from glmplan.units import nearest
 
 P = TypeVar("P", bound=BaseModel)
@@ -180,7 +181,14 @@ def engine_profile(name: str) -> EngineProfile:
     for option in profile.attention:
         if option.kv_format not in known:
             raise UsageError(f"{path}: attention {option.id} names kv_format {option.kv_format!r}.", "Correct the file.")
-    return profile
+    return profile.model_copy(update={"proof": proof_runs(profile)})
+
+
+def proof_runs(engine: EngineProfile) -> tuple[ProofRun, ...]:
+    """The packaged proof records of a released engine version; a patched build has none of its own."""
+    released = engine.id == f"{engine.family}-{engine.version}"
+    path = packaged_folder() / "proof" / f"{engine.id}.toml"
+    return parse(ProofProfile, path).runs if released and path.is_file() else ()
 
 
 def failure_signatures(family: str) -> tuple[FailureSignature, ...]:

@@ -11,6 +11,7 @@ import base64
 import csv
 import hashlib
 import io
+import os
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -35,10 +36,19 @@ def _files() -> dict[str, bytes]:
         for path in sorted(root.glob(part)):
             if path.is_file() and "__pycache__" not in path.parts:
                 found[f"glmplan/{path.relative_to(root).as_posix()}"] = path.read_bytes()
-    for tables in (root / "profiles" / "tuned", root.parent / "profiles" / "tuned"):
+    for tables in _table_folders(root):
         for path in sorted(tables.rglob("*.json")):
             found[f"{TUNED}/{path.relative_to(tables).as_posix()}"] = path.read_bytes()
     return found
+
+
+def _table_folders(root: Path) -> list[Path]:
+    """Where tuned tables lie, the ones that win last: packaged, made by `glmplan tune`, named by GLMPLAN_PROFILES."""
+    data = os.environ.get("XDG_DATA_HOME", "")
+    home = Path(data) if data.startswith("/") else Path.home() / ".local" / "share"
+    named = [Path(part) for part in os.environ.get("GLMPLAN_PROFILES", "").split(os.pathsep) if part]
+    profiles = [root / "profiles", root.parent / "profiles", home / "glmplan" / "profiles", *reversed(named)]
+    return [folder / "tuned" for folder in profiles if (folder / "tuned").is_dir()]
 
 
 def _dist_info(files: dict[str, bytes]) -> dict[str, bytes]:

@@ -32,7 +32,6 @@ OPERATIONS = {
 PROGRAMS = {
     "supervise": ("supervisor", "main"),
     "standin": ("standin", "main"),
-    "collective": ("collective", "main"),
 }
 """Programs that take the remaining words of the command line and return an exit status."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from glmplan import __version__
 from glmplan.facts.engine_profile import QuantizationOption
 from glmplan.facts.gpu import Gpu
+from glmplan.facts.support import support_of
 from glmplan.model.tensors import all_groups
 from glmplan.planning.evaluate import Evaluation
 from glmplan.planning.layout import Seat
@@ -23,7 +24,8 @@ from glmplan.planning.plan import (
     PlanWeights,
     WorstRank,
 )
-from glmplan.planning.ports import choose_attention, kinds, quantization_for, sm_name
+from glmplan.planning.ports import attention_options, choose_attention, kinds, quantization_for, sm_name
+from glmplan.planning.request import KernelPort
 from glmplan.planning.search import Found, Rejection, largest_context, seats_by_host
 from glmplan.units import format_bytes
 
@@ -209,36 +211,55 @@ def _indexer_why(chosen: Evaluation, sms: str) -> str:
     candidate = chosen.candidate
     if not candidate.option.plugin:
         return f"{candidate.engine.title} has it for {sms}"
+    if candidate.request.kernel_port == "force":
+        return f"asked for ({sms})"
     return f"stands in for what {candidate.engine.title} lacks on these GPUs ({sms})"
 
 
 def _why_plugin(chosen: Evaluation) -> str:
-    """Which GPUs the released engine cannot serve, or that the mix shares no backend."""
+    """Which GPUs the released engine cannot serve, or what it would run there instead."""
     candidate = chosen.candidate
-    stock = [option for option in candidate.engine.attention if not option.plugin]
+    title, gpus = candidate.engine.title, kinds(candidate.gpus)
     if candidate.request.kernel_port == "force":
         return "The kernel port was asked for"
-    alone = [sm_name(gpu) for gpu in kinds(candidate.gpus) if choose_attention(stock, [gpu]) is None]
+    stock = attention_options(candidate.engine, "auto", "off")
+    alone = [sm_name(gpu) for gpu in gpus if choose_attention(stock, [gpu]) is None]
     if alone:
-        return f"{candidate.engine.title} cannot serve this model on {' and '.join(alone)} by itself"
-    return f"These GPUs share no sparse attention of {candidate.engine.title}"
+        return f"{title} cannot serve this model on {' and '.join(alone)} by itself"
+    instead = choose_attention(attention_options(candidate.engine, candidate.request.kv_dtype, "off"), gpus)
+    if instead is not None:
+        return f"By itself {title} would run {instead.prefill} with the {instead.indexer}"
+    if len(gpus) > 1:
+        return f"These GPUs share no sparse attention of {title}"
+    return f"{title} has no sparse attention of its own with {candidate.request.kv_dtype} KV cache for {sm_name(gpus[0])}"
+
+
+def _told_port(chosen: Evaluation) -> KernelPort:
+    """What the plugin must be told: by itself it leaves GPUs alone that the engine serves, also beside others."""
+    candidate = chosen.candidate
+    if not candidate.option.plugin:
+        return candidate.request.kernel_port
+    usual = attention_options(candidate.engine, "auto")
+    alone = [choose_attention(usual, [gpu]) for gpu in kinds(candidate.gpus)]
+    return "force" if any(option and not option.plugin for option in alone) else candidate.request.kernel_port
 
 
 def _ports(chosen: Evaluation) -> tuple[PlanPort, ...]:
     candidate = chosen.candidate
     option, target = candidate.option, candidate.target
-    sms = " and ".join(sm_name(gpu) for gpu in kinds(candidate.gpus))
+    gpus = kinds(candidate.gpus)
+    sms = " and ".join(sm_name(gpu) for gpu in gpus)
     attention = option.prefill if option.prefill == option.decode else f"{option.prefill} / {option.decode}"
+    support = support_of(candidate.engine.proof, option.kv_format, option.plugin, option.evidence, [gpu.sm for gpu in gpus])
     ports = [
         PlanPort(
-            op="sparse attention (prefill / decode)", implementation=attention, why=f"{option.why} ({sms})",
-            evidence=option.evidence, plugin=option.plugin, source=option.source,
-        ),
-        PlanPort(
-            op="indexer logits", implementation=option.indexer,
-            why=_indexer_why(chosen, sms),
-            evidence=option.evidence, plugin=option.plugin, source=option.source,
-        ),
+            op=op, implementation=implementation, why=why, evidence=support.evidence, proof=support.words,
+            plugin=option.plugin, source=option.source,
+        )
+        for op, implementation, why in (
+            ("sparse attention (prefill / decode)", attention, f"{option.why} ({sms})"),
+            ("indexer logits", option.indexer, _indexer_why(chosen, sms)),
+        )
     ]  # fmt: skip
     loaded: dict[QuantizationOption, list[Gpu]] = {}
     for gpu in kinds(candidate.gpus):
@@ -270,7 +291,7 @@ def _settings(chosen: Evaluation, tokens: int) -> PlanSettings:
         kv_row_bytes=kv.row_bytes,
         prefill_backend=candidate.option.prefill,
         decode_backend=candidate.option.decode,
-        kernel_port=request.kernel_port,
+        kernel_port=_told_port(chosen),
         attention_env=candidate.option.env,
         mem_fraction=chosen.budget.fraction,
         max_total_tokens=tokens,
@@ -300,8 +321,8 @@ def _warnings(chosen: Evaluation) -> tuple[str, ...]:
     found = []
     if candidate.option.plugin:
         found.append(
-            f"{_why_plugin(chosen)}: glmplan's kernels serve it as a plugin of the engine. glmplan launch brings them "
-            "along; without launch, install glmplan beside the engine on every node."
+            f"{_why_plugin(chosen)}: glmplan's kernels serve the model as a plugin of the engine. glmplan launch brings "
+            "them along; without launch, install glmplan beside the engine on every node."
         )
     if candidate.gpus[0].vendor == "amd":
         found.append("AMD GPUs are sized only: glmplan has no launch path or kernels for them.")

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from glmplan.facts.base import Frozen
+from glmplan.facts.support import Evidence
 
 
 class PlanItem(Frozen):
@@ -88,18 +89,25 @@ class PlanNode(Frozen):
 
 
 class PlanPort(Frozen):
-    """Which implementation serves an operation on these GPUs, and why. `plugin`: the released engine lacks it."""
+    """Which implementation serves an operation on these GPUs, and why. `plugin`: glmplan's kernels, which the engine lacks.
+
+    `evidence` is proven only where a proof record on these very GPUs says so; `proof` quotes the records, other GPUs' too.
+    """
 
     op: str
     implementation: str
     why: str
-    evidence: Literal["proven", "expected", "reported"]
+    evidence: Evidence
+    proof: str = ""
     plugin: bool = False
     source: str
 
 
 class PlanSettings(Frozen):
-    """Every value the engine is told; nothing is left to its defaults."""
+    """Every value the engine is told; nothing is left to its defaults.
+
+    `kernel_port` is what the plugin is told: force where a GPU that the engine serves by itself joins one that it does not.
+    """
 
     context_tokens: int
     concurrency: int

@@ -88,12 +88,13 @@ def support_problem(
             f"{engine.title} cannot run a {scheme} checkpoint on {where}: {runs_on}.",
             "Choose another --checkpoint (fp8, nvfp4, awq-int4) or another --engine.",
         )
-    if choose_attention(options, [gpu]) is None:
-        wanted = "" if kv_dtype == "auto" else f" with {kv_dtype} KV cache"
-        if any(_suits(option, gpu) for option in attention_options(engine, kv_dtype)):
-            return f"{engine.title} has no sparse attention{wanted} of its own for {where}.", "Use --kernel-port auto."
-        step = "Use --kv-dtype auto." if kv_dtype != "auto" else "Use --engine sglang"
-        if kv_dtype == "auto":
-            step += ", or a patched build: --engine vllm-pr38476." if engine.family == "vllm" else "-0.5.23."
-        return f"{engine.title} has no sparse attention{wanted} for {where}.", step
-    return None
+    if choose_attention(options, [gpu]) is not None:
+        return None
+    wanted = "" if kv_dtype == "auto" else f" with {kv_dtype} KV cache"
+    others = [option for option in attention_options(engine, kv_dtype) if _suits(option, gpu)]
+    if others and others[0].plugin:
+        return f"{engine.title} has no sparse attention{wanted} of its own for {where}.", "Use --kernel-port auto."
+    if others:
+        return f"glmplan's kernels do not serve {engine.title}{wanted} on {where}.", "Use --kernel-port auto."
+    step = "Use --kv-dtype auto." if kv_dtype != "auto" else "Use --engine sglang or --engine vllm."
+    return f"{engine.title} has no sparse attention{wanted} for {where}.", step

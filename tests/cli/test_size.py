@@ -141,8 +141,16 @@ REFUSALS = {
     "missing folder": (("--model-path", "/nope"), 2, "not a folder"),
     "profile that is not there": (("--profile", "/nope.toml"), 2, "does not exist"),
     "w4afp8 off Hopper": (("--gpus", "8x a100-80g", "--checkpoint", "w4afp8"), 4, "sm_90"),
-    "vLLM on Ampere": (("--gpus", "8x a100-80g", "--engine", "vllm", "--checkpoint", "awq-int4"), 4, "vllm-pr38476"),
-    "fp8 KV on Ampere": (("--gpus", "8x a100-80g", "--kv-dtype", "fp8"), 4, "no sparse attention with fp8"),
+    "vLLM on Ampere by itself": (
+        ("--gpus", "8x a100-80g", "--engine", "vllm", "--checkpoint", "awq-int4", "--kernel-port", "off"),
+        4,
+        "no sparse attention of its own",
+    ),
+    "fp8 KV on Ampere by itself": (
+        ("--gpus", "8x a100-80g", "--kv-dtype", "fp8", "--kernel-port", "off"),
+        4,
+        "no sparse attention with fp8",
+    ),
 }
 
 

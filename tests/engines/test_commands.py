@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from glmplan.engines.commands import node_commands
 from glmplan.engines.base import Endpoints, NodeCommand, render
+from glmplan.engines.commands import node_commands
 from glmplan.errors import UnsupportedError, UsageError
 from glmplan.facts.host import Host
 from glmplan.facts.profiles import gpu_profile
@@ -39,7 +39,10 @@ PLANS = {
         "FP8 on Ampere": {"gpus": "16x a100-80g", "context": "32k"},
         "W4AFP8 on Hopper": {"gpus": "8x h200", "checkpoint": "w4afp8", "context": "1M"},
         "BF16 rows": {"gpus": "8x h200", "kv_dtype": "bf16", "context": "32k"},
+        "BF16 rows on Blackwell": {"gpus": "8x rtx-pro-6000", "checkpoint": "nvfp4", "kv_dtype": "bf16", "context": "32k"},
         "BF16 weights": {"gpus": "16x h200", "checkpoint": "bf16"},
+        "the port forced": {"gpus": "8x h200", "kernel_port": "force"},
+        "the port refused": {"gpus": "24x rtx-4090-48g", "kernel_port": "off"},
         "unified memory": {"gpus": "8x gb10"},
     },
     OLD: {
@@ -50,6 +53,7 @@ PLANS = {
         "attention groups": {"gpus": "8x h200", "pin": "tp=8,dp=8", "context": "64k", "concurrency": 8},
         "no graphs": {"gpus": "8x h200", "graph_max_bs": 0},
         "FP8 on Blackwell": {"gpus": "8x b200", "context": "64k"},
+        "the port forced": {"gpus": "8x h200", "kernel_port": "force"},
         "NVFP4 on Ada": {"gpus": "16x rtx-4090-48g", "checkpoint": "nvfp4"},
         "INT4 on Ampere": {"gpus": "8x a100-80g", "checkpoint": "awq-int4"},
     },
@@ -64,6 +68,11 @@ PLANS = {
         "NVFP4 on Blackwell": {"gpus": "8x rtx-pro-6000", "checkpoint": "nvfp4"},
         "BF16 rows": {"gpus": "8x h200", "kv_dtype": "bf16", "context": "32k"},
         "4-bit rows": {"gpus": "8x b200", "kv_dtype": "nvfp4_packed"},
+        "three nodes of Ada": {"gpus": "24x rtx-4090-48g"},
+        "INT4 on Ampere": {"gpus": "8x a100-80g", "checkpoint": "awq-int4", "context": "32k"},
+        "unlike cards": {"gpus": "16x rtx-4090-48g + 16x rtx-5090"},
+        "the port forced": {"gpus": "8x h200", "kernel_port": "force"},
+        "context groups of the port": {"gpus": "8x h200", "pin": "tp=8,dcp=8", "kernel_port": "force"},
     },
     PATCHED: {
         "one node": {"gpus": "8x a100-80g", "checkpoint": "awq-int4", "context": "32k"},
@@ -208,7 +217,7 @@ def test_no_secret_is_in_a_command(name, case, monkeypatch):
     for command in commands(planned(name, case)):
         assert "hush" not in command.model_dump_json()
         assert not [word for word in command.argv if re.search(r"(?i)api-?key|token=|secret|password", word)]
-        assert all(re.match(r"(SGLANG|VLLM|CUDA)_", variable) for variable in command.environment)
+        assert all(re.match(r"(SGLANG|VLLM|CUDA|GLMPLAN)_", variable) for variable in command.environment)
 
 
 @pytest.mark.parametrize(("name", "case"), EVERY)
@@ -301,8 +310,57 @@ def test_unlike_memory_turns_the_balance_check_off():
 
 
 def test_the_fallback_of_sm_89_sets_its_environment():
-    for command in commands(planned(NEW, "three nodes")):
+    for command in commands(planned(NEW, "the port refused")):
         assert command.environment["SGLANG_FP8_PAGED_MQA_LOGITS_TORCH"] == "1"
+    for command in commands(planned(NEW, "three nodes")):
+        assert "SGLANG_FP8_PAGED_MQA_LOGITS_TORCH" not in command.environment
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "told"),
+    [
+        (NEW, "three nodes", None),
+        (NEW, "one node", None),
+        (NEW, "INT4 on Ampere", None),
+        (NEW, "the port refused", "off"),
+        (NEW, "the port forced", "force"),
+        (NEW, "unlike cards", "force"),
+        (NEW, "BF16 rows on Blackwell", "force"),
+        (OLD, "three nodes", None),
+        (OLD, "the port forced", "force"),
+        (VLLM, "three nodes of Ada", None),
+        (VLLM, "unlike cards", "force"),
+        (VLLM, "the port forced", "force"),
+        (VLLM, "one node", None),
+    ],
+)
+def test_the_plugin_is_told_what_it_would_not_do_by_itself(name, case, told):
+    """It leaves a GPU alone that the engine serves; a node of such a GPU in a plan for the port would not start."""
+    assert {command.environment.get("GLMPLAN_PORT") for command in commands(planned(name, case))} == {told}
+
+
+@pytest.mark.parametrize(("name", "case"), EVERY)
+def test_the_port_s_backends_are_those_that_its_plugin_takes_over(name, case):
+    found = planned(name, case)
+    ours = {NEW: "triton", OLD: "tilelang", VLLM: "CUSTOM"}
+    if any(port.plugin for port in found.ports):
+        assert found.settings.prefill_backend == found.settings.decode_backend == ours[name]
+
+
+@pytest.mark.parametrize("engine_name", [NEW, OLD, VLLM])
+def test_each_node_says_its_own_address_where_it_is_known(engine_name):
+    variable = "VLLM_HOST_IP" if engine_name == VLLM else "SGLANG_HOST_IP"
+    hosts = [host(name, "h100-80g").model_copy(update={"address": f"10.0.0.{n}"}) for n, name in enumerate("ab", 1)]
+    found = plan_for(hosts, Request(8192, pins=Pins(tp=8, pp=2)), engine_name=engine_name)
+    assert [command.environment[variable] for command in commands(found)] == ["10.0.0.1", "10.0.0.2"]
+    nameless = plan_for([host("a", "h100-80g"), host("b", "h100-80g")], Request(8192, pins=Pins(tp=8, pp=2)))
+    assert not [c for c in commands(nameless) if "SGLANG_HOST_IP" in c.environment]
+
+
+def test_a_plan_on_one_node_says_no_address():
+    alone = host("a", "h200").model_copy(update={"address": "10.0.0.1", "network": {"NCCL_SOCKET_IFNAME": "eth0"}})
+    (command,) = commands(plan_for([alone], Request(8192)))
+    assert not {"SGLANG_HOST_IP", "NCCL_SOCKET_IFNAME"} & command.environment.keys()
 
 
 @pytest.mark.parametrize(
@@ -375,7 +433,7 @@ def sources(version_of: str) -> Iterator[str]:
 @pytest.mark.parametrize("name", [NEW, OLD, VLLM])
 def test_every_variable_is_read_by_the_released_engine(name):
     missing = {v for case in PLANS[name] for c in commands(planned(name, case)) for v in c.environment}
-    missing = {variable for variable in missing if not variable.startswith("CUDA_")}
+    missing = {variable for variable in missing if not variable.startswith(("CUDA_", "GLMPLAN_"))}
     assert missing
     try:
         for text in sources(name):

@@ -12,6 +12,21 @@ from glmplan.facts.gpu_profile import GpuProfile
 from glmplan.model.tensors import Role
 
 PACKAGED = Path(__file__).resolve().parents[2] / "profiles"
+PROOF = """
+schema_version = 1
+[[runs]]
+engine = "sglang"
+engine_version = "0.5.23"
+glmplan_version = "0.1.0"
+gpu = "made up"
+sm = 90
+compiled_for = COMPILED
+kv_format = "fp8_packed"
+scheme = "fp8"
+date = "2026-11-20"
+record = "docs/proof/made-up.json"
+checks = [{ id = "agreement", holds = true }]
+"""
 ENGINES = sorted(path.stem for path in (PACKAGED / "engines").glob("*.toml"))
 
 
@@ -82,6 +97,29 @@ def test_an_attention_option_must_name_a_kv_format(mine):
     (mine / "engines" / "vllm-0.33.0.toml").write_text(text)
     with pytest.raises(UsageError, match="names kv_format 'fp8_row'"):
         profiles.engine_profile("vllm")
+
+
+def test_a_profile_cannot_call_itself_proven(mine):
+    text = changed("engines", "vllm-0.33.0", 'evidence = "expected"', 'evidence = "proven"')
+    (mine / "engines" / "vllm-0.33.0.toml").write_text(text)
+    with pytest.raises(UsageError, match=r"attention\.\d+\.evidence"):
+        profiles.engine_profile("vllm")
+
+
+def test_proof_comes_from_the_packaged_records_of_that_version_alone(mine, monkeypatch):
+    (mine / "proof").mkdir()
+    run = PROOF.replace("COMPILED", "89")
+    (mine / "proof" / "sglang-0.5.23.toml").write_text(run)
+    assert not [found for found in profiles.engine_profile("sglang").proof if found.gpu == "made up"]
+    packaged = mine / "packaged"
+    for kind in ("engines", "proof"):
+        (packaged / kind).mkdir(parents=True)
+    for name in ("sglang-0.5.23", "sglang-0.5.13.post1"):
+        (packaged / "engines" / f"{name}.toml").write_text((PACKAGED / "engines" / f"{name}.toml").read_text())
+    (packaged / "proof" / "sglang-0.5.23.toml").write_text(run)
+    monkeypatch.setattr(profiles, "packaged_folder", lambda: packaged)
+    assert [found.gpu for found in profiles.engine_profile("sglang").proof] == ["made up"]
+    assert profiles.engine_profile("sglang-0.5.13.post1").proof == ()
 
 
 @pytest.mark.parametrize(("rule", "words"), [('roles = ["routed_expert"]', "routed_expert"), ('layers = "77-3"', "77-3")])

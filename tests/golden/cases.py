@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from glmplan.cli._options import PlanningOptions
 from glmplan.cli._plan import make_plan
-from glmplan.engines.commands import node_commands
 from glmplan.engines.base import Endpoints, NodeCommand
+from glmplan.engines.commands import node_commands
+from glmplan.planning.plan import Plan
 
 CONFIGS = Path(__file__).resolve().parents[1] / "recorded" / "configs"
 
 
 @dataclass(frozen=True)
 class Case:
-    """Options of one plan; `sm` and `memory_mib` are the GPU that the engine is made to see; `hook` lifts its check."""
+    """Options of one plan; `sm` and `memory_mib` are the GPU of its last node, which the engine is made to see."""
 
     options: dict[str, Any]
     sm: int
     memory_mib: int
     config: str = "GLM-5.2-FP8"
-    hook: bool = False
 
 
-def _case(engine: str, sm: int, memory_mib: int, config: str = "GLM-5.2-FP8", hook: bool = False, **options: Any) -> Case:
-    return Case({"engine": engine, **options}, sm, memory_mib, config, hook)
+def _case(engine: str, sm: int, memory_mib: int, config: str = "GLM-5.2-FP8", **options: Any) -> Case:
+    return Case({"engine": engine, **options}, sm, memory_mib, config)
 
 
 CASES = {
@@ -40,11 +41,19 @@ CASES = {
     "8x PRO 6000 NVFP4, 0.5.23": _case(
         "sglang", 120, 97887, "GLM-5.2-NVFP4", gpus="8x rtx-pro-6000", checkpoint="nvfp4", mtp="on", context="256k"
     ),
-    "16x A100 80 GB FP8, 0.5.23": _case("sglang", 80, 81920, hook=True, gpus="16x a100-80g"),
+    "16x A100 80 GB FP8, 0.5.23": _case("sglang", 80, 81920, gpus="16x a100-80g"),
     "8x A100 80 GB INT4, 0.5.23": _case(
-        "sglang", 80, 81920, "int4", hook=True, gpus="8x a100-80g", checkpoint="awq-int4", context="32k", concurrency=4
+        "sglang", 80, 81920, "int4", gpus="8x a100-80g", checkpoint="awq-int4", context="32k", concurrency=4
+    ),
+    "24x 4090 48 GB without the port, 0.5.23": _case(
+        "sglang", 89, 49140, gpus="24x rtx-4090-48g", nodes=3, kernel_port="off"
+    ),
+    "24x 4090 48 GB and 8x 5090, 0.5.23": _case("sglang", 89, 49140, gpus="8x rtx-5090 + 24x rtx-4090-48g"),
+    "8x PRO 6000 NVFP4 with BF16 rows, 0.5.23": _case(
+        "sglang", 120, 97887, "GLM-5.2-NVFP4", gpus="8x rtx-pro-6000", checkpoint="nvfp4", kv_dtype="bf16", context="64k"
     ),
     "8x H200 FP8, 0.5.23": _case("sglang", 90, 143771, gpus="8x h200", mtp="on"),
+    "8x H200 FP8 with the port, 0.5.23": _case("sglang", 90, 143771, gpus="8x h200", kernel_port="force"),
     "16x H200 attention-DP, 0.5.23": _case(
         "sglang", 90, 143771, gpus="16x h200", pin="tp=8,dp=8,ep=8", concurrency=64, context="64k"
     ),
@@ -54,17 +63,29 @@ CASES = {
         "sglang-0.5.13.post1", 90, 143771, "w4afp8", gpus="8x h200", checkpoint="w4afp8", context="1M", mtp="1"
     ),
     "8x H200 FP8, 0.5.13.post1": _case("sglang-0.5.13.post1", 90, 143771, gpus="8x h200"),
+    "8x H200 FP8 with the port, 0.5.13.post1": _case("sglang-0.5.13.post1", 90, 143771, gpus="8x h200", kernel_port="force"),
     "8x H200 attention-DP, 0.5.13.post1": _case(
         "sglang-0.5.13.post1", 90, 143771, gpus="8x h200", pin="dp=8", context="64k", concurrency=8
     ),
 }
 
 
-def node_command(case: Case) -> NodeCommand:
-    """The last node's command, which carries the node rank."""
-    plan = make_plan(PlanningOptions(**case.options), with_changes=False)
+@cache
+def plan_of(name: str) -> Plan:
+    """The plan of a case."""
+    plan = make_plan(PlanningOptions(**CASES[name].options), with_changes=False)
     assert plan.fits, plan.summary
-    return node_commands(plan, Endpoints())[-1]
+    return plan
+
+
+def uses_port(name: str) -> bool:
+    """Whether the plan needs glmplan's kernels inside the engine."""
+    return any(port.plugin for port in plan_of(name).ports)
+
+
+def node_command(name: str) -> NodeCommand:
+    """The last node's command, which carries the node rank."""
+    return node_commands(plan_of(name), Endpoints())[-1]
 
 
 def config_of(case: Case) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import types
 import zipfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,14 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     site = tmp_path_factory.mktemp("engine")
     with zipfile.ZipFile(path) as archive:
         archive.extractall(site)
+    metadata = next(site.glob("sglang-*.dist-info/METADATA")).read_text()
+    pinned = metadata.partition("Requires-Dist: transformers==")[2].split()[0]
+    try:
+        installed = version("transformers")
+    except PackageNotFoundError:
+        pytest.skip("the engine cannot be imported here: transformers is not installed")
+    if installed != pinned:
+        pytest.skip(f"the engine cannot be imported here: it wants transformers {pinned}, not {installed}")
     return site
 
 

@@ -1,0 +1,1 @@
+"""How fast is a running server? Load, measurement and comparison; nothing here prints."""

@@ -1,0 +1,212 @@
+"""`glmplan tune`: find the fastest tile sizes of SGLang's FP8 GEMMs on the GPU that will serve, and keep them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from glmplan.cli._hosts import HostOptions
+from glmplan.cli._options import takes_host_options
+
+if TYPE_CHECKING:
+    from glmplan.facts.host import Host
+    from glmplan.fleet.hosts import Fleet
+    from glmplan.fleet.tune import Observer
+    from glmplan.fleet.tune_order import Tuning
+    from glmplan.fleet.tune_result import Event, Tuned, TunedShape
+
+EXAMPLES = """Examples:
+
+glmplan tune
+
+glmplan tune --hosts h1 --tp-size 8 --minutes 30
+
+glmplan tune --hosts h1 --shapes 2624,6144 --shapes 6144,2048 --engine-python /opt/venv-sglang
+
+glmplan tune --hosts local#3 --out tables --json"""
+SHOWN_ROWS = (1, 16, 256, 4096)
+
+
+@takes_host_options
+def tune(
+    options: HostOptions,
+    tp_size: Annotated[int, typer.Option(help="Ranks that share each weight; the plan's TP size.")] = 8,
+    shapes: Annotated[
+        list[str] | None, typer.Option(help="Only this weight, as N,K; may be repeated.", metavar="N,K")
+    ] = None,
+    rows: Annotated[str | None, typer.Option(help="Numbers of rows to tune for, instead of 16 from 1 to 4096.")] = None,
+    engine_python: Annotated[str | None, typer.Option(help="The engine's Python there, where it is not found.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the tables (default: tuned/VERSION/gemm of the user's profiles).")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after this time; the next run goes on.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure shapes again whose table is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Search the engine's own kernel over GLM-5.2's weights on one GPU of one host (this machine by default)."""
+    from dataclasses import replace
+
+    from glmplan.errors import UsageError
+    from glmplan.fleet.tune_order import check_shapes
+
+    if minutes is not None and not 0 < minutes < 1e6:
+        raise UsageError(f"--minutes is {minutes:g}; it must be above 0.", "Give minutes.")
+    parts = [part for text in shapes or () for part in text.split()]
+    asked = _Asked(tp_size, check_shapes(parts), rows, again, engine_python, out, minutes)
+    result = _run(replace(options, hosts=options.hosts or "local"), asked)
+    if as_json:
+        typer.echo(result.model_dump_json(indent=1))
+    else:
+        _print(result)
+    if result.interrupted:
+        raise typer.Exit(130)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was typed beside the host."""
+
+    tp_size: int
+    shapes: tuple[str, ...]
+    rows: str | None
+    again: bool
+    engine_python: str | None
+    out: Path | None
+    minutes: float | None
+
+
+def _run(options: HostOptions, asked: _Asked) -> Tuned:
+    from glmplan.cli._hosts import named_hosts, probed, require_all, ssh_options
+    from glmplan.errors import UsageError
+    from glmplan.fleet.hosts import Fleet
+    from glmplan.fleet.tune import Tuner
+    from glmplan.probe.remote import FactsRequest
+
+    hosts = named_hosts(options)
+    if len(hosts) != 1:
+        raise UsageError(f"--hosts names {len(hosts)} hosts; one GPU of one host is tuned on.", "Name one of them.")
+    pythons = (asked.engine_python,) if asked.engine_python else ()
+    (host,) = require_all(probed(options, FactsRequest(engine_pythons=pythons)))
+    with Fleet(hosts, ssh_options(options)) as fleet:
+        tuning = _tuning(fleet, host, asked)
+        print(
+            f"Tuning on GPU {tuning.gpu_index} ({tuning.gpu}) of {host.name} with SGLang {tuning.engine_version} in "
+            f"{tuning.python}; tables go to {tuning.out}.",
+            file=sys.stderr,
+        )
+        observer: Observer = _Bar(host.name) if sys.stderr.isatty() else _Lines(host.name)
+        try:
+            return Tuner(fleet, tuning, observer).run(None if asked.minutes is None else asked.minutes * 60)
+        finally:
+            observer.close()
+
+
+def _tuning(fleet: Fleet, host: Host, asked: _Asked) -> Tuning:
+    """The engine, the GPU and the folder."""
+    from glmplan.fleet.tune import held_gpu
+    from glmplan.fleet.tune_order import Tuning, choose_gpu, choose_python, deployment_name, require_gpu, tuned_folder
+
+    require_gpu(host)
+    python, version = choose_python(host, asked.engine_python)
+    gpu_index, gpu = choose_gpu(host, held_gpu(fleet, deployment_name(version)))
+    folder = tuned_folder(version) if asked.out is None else asked.out
+    return Tuning(python, version, gpu_index, gpu, asked.tp_size, folder, asked.shapes, asked.rows, asked.again)
+
+
+class _Lines:
+    """A line for every step; for logs, pipes and CI."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._silent: str | None = None
+
+    def started(self, state: str, pid: int | None) -> None:
+        """Say whether it is a new one."""
+        words = {"adopted": "goes on", "ended": "had ended"}.get(state, "started")
+        self._say(f"{self._host}: the tuner {words} (pid {pid})")
+
+    def event(self, event: Event) -> None:
+        """One step in words."""
+        self._say(_words(event))
+
+    def silent(self, words: str | None) -> None:
+        """Only changes are told."""
+        if words != self._silent:
+            self._say(f"{self._host}: {words or 'answers again'}")
+        self._silent = words
+
+    def close(self) -> None:
+        """Nothing to take down."""
+
+    def _say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class _Bar(_Lines):
+    """One bar over all shapes and rows."""
+
+    def __init__(self, host: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        super().__init__(host)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._task = self._progress.add_task("starting", total=None)
+        self._rows = 0
+        self._progress.start()
+
+    def event(self, event: Event) -> None:
+        """Move it; a shape that is done leaves a line."""
+        self._rows = self._rows + 1 if event.kind == "rows" else 0
+        done = event.step - 1 + (1 if event.kind in ("done", "kept") else min(self._rows, 16) / 17)
+        self._progress.update(self._task, total=event.steps, completed=done, description=_words(event))
+        if event.kind in ("done", "kept"):
+            self._say(_words(event))
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        self._progress.stop()
+
+    def _say(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _words(event: Event) -> str:
+    where = f"[{event.step}/{event.steps}] {event.shape} {event.n}x{event.k}"
+    if event.kind != "rows" or not event.default_us or not event.tuned_us:
+        return f"{where}: {'search begins' if event.kind == 'shape' else event.kind}"
+    gain = event.default_us / event.tuned_us
+    return f"{where}: {event.rows} rows {event.default_us:.1f} -> {event.tuned_us:.1f} us, {gain:.2f}x"
+
+
+def _print(result: Tuned) -> None:
+    """Gain per weight over the engine's default, and where the tables are."""
+    from rich.table import Table
+
+    from glmplan.cli._output import console
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("weight", "N x K", "gain", *(f"{rows} rows" for rows in SHOWN_ROWS), ""):
+        table.add_column(name, justify="left" if name in ("weight", "") else "right")
+    for shape in result.shapes:
+        gain = "-" if shape.gain is None else f"{shape.gain:.2f}x"
+        cells = [_cell(shape, rows) for rows in SHOWN_ROWS]
+        table.add_row(shape.name, f"{shape.n} x {shape.k}", gain, *cells, "" if shape.measured else "was there")
+    out = console()
+    out.print(table)
+    kept = f"{len(result.shapes)} of {result.shapes_wanted if result.shapes_wanted is not None else '?'} tables"
+    out.print(f"\n{kept} for SGLang {result.engine_version} on {result.gpu} are in {result.out}.", soft_wrap=True)
+    if not result.complete:
+        out.print("[yellow]not complete[/] Run the same command again: it goes on with the shapes that are missing.")
+
+
+def _cell(shape: TunedShape, rows: int) -> str:
+    for one in shape.rows:
+        if one.rows == rows and one.default_us and one.tuned_us:
+            return f"{one.default_us:.1f} -> {one.tuned_us:.1f} us"
+    return "-"

@@ -1,0 +1,150 @@
+"""What is to be tuned and where: the engine's Python, an idle GPU, the shapes, and the folder of the tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmplan import __version__
+from glmplan.errors import GlmplanError, UnsupportedError, UsageError
+from glmplan.facts.host import Host
+from glmplan.fleet import tune_program
+from glmplan.fleet.deployment import owner
+from glmplan.fleet.tune_result import Tables
+from glmplan.kernels.engines import PORT
+from glmplan.kernels.engines.sglang_versions import VERSIONS
+from glmplan.kernels.packed import packed_text
+
+PROGRAM = "tune_program.py"
+BUSY_BYTES = 1 << 30
+"""A GPU on which others hold more than this is not one to measure on."""
+MISSING_ENGINE = "Tables are made with the engine that uses them."
+
+
+def deployment_name(engine_version: str) -> str:
+    """One tuner an engine version and node."""
+    return f"tune-sglang-{engine_version}"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What to tune and where. `shapes` are the tuner's own words (N,K); empty for all of GLM-5.2 at `tp_size`."""
+
+    python: str
+    engine_version: str
+    gpu_index: int
+    gpu: str
+    tp_size: int
+    out: Path
+    shapes: tuple[str, ...] = ()
+    rows: str | None = None
+    again: bool = False
+
+    @property
+    def name(self) -> str:
+        """The deployment's name on the host."""
+        return deployment_name(self.engine_version)
+
+    @property
+    def words(self) -> list[str]:
+        """The tuner's command line but for where it writes."""
+        shapes = ["--shapes", *self.shapes] if self.shapes else []
+        rows = ["--rows", self.rows] if self.rows else []
+        return ["--tp-size", str(self.tp_size), *shapes, *rows]
+
+    @property
+    def digest(self) -> str:
+        """Tells whether a tuner that runs, or has ended, is this one; the tables that come back do not change it."""
+        text = json.dumps([__version__, self.python, self.engine_version, self.words, self.again])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def start_request(self, known: Tables) -> dict[str, Any]:
+        """The `start` of the node program."""
+        environment = {
+            "PYTHONPATH": "@SITE@", "CUDA_VISIBLE_DEVICES": str(self.gpu_index), "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            PORT: "off",
+        }  # fmt: skip
+        program = Path(tune_program.__file__).read_text(encoding="utf-8")
+        return {
+            "deployment": self.name, "digest": self.digest, "owner": owner(),
+            "argv": [self.python, f"@FILES@/{PROGRAM}", "@FILES@", *self.words], "environment": environment,
+            "gpu_indexes": [self.gpu_index], "site": packed_text(),
+            "files": [
+                {"name": PROGRAM, "content": program},
+                {"name": tune_program.KNOWN, "content": json.dumps({"tables": known.tables, "gains": known.gains})},
+            ],
+        }  # fmt: skip
+
+
+def tuned_folder(engine_version: str) -> Path:
+    """Where tables of the user lie: in the first folder of GLMPLAN_PROFILES, else in the user's data folder."""
+    listed = [part for part in os.environ.get("GLMPLAN_PROFILES", "").split(os.pathsep) if part]
+    data = os.environ.get("XDG_DATA_HOME", "")
+    home = Path(data) if data.startswith("/") else Path.home() / ".local" / "share"
+    return (Path(listed[0]) if listed else home / "glmplan" / "profiles") / "tuned" / engine_version / "gemm"
+
+
+def choose_python(host: Host, named: str | None) -> tuple[str, str]:
+    """The Python with SGLang on the host, and SGLang's version; one that is known when several are there."""
+    found = [one for one in (host.system.engines if host.system else ()) if one.engine == "sglang"]
+    if named is not None:
+        found = [one for one in found if _is(one.python, named)]
+    known = [one for one in found if one.engine_version in VERSIONS]
+    if known:
+        return known[0].python, str(known[0].engine_version)
+    versions = " and ".join(VERSIONS)
+    if found:
+        raise UnsupportedError(
+            f"{host.name} has SGLang {found[0].engine_version} in {found[0].python}; tables can be made for {versions}.",
+            f"Install one of them there: pip install sglang=={list(VERSIONS)[-1]}.",
+        )
+    where = f"{named} on {host.name}" if named else f"{host.name} has no Python with SGLang"
+    raise UnsupportedError(
+        f"{where} has no SGLang. {MISSING_ENGINE}" if named else f"{where}. {MISSING_ENGINE}",
+        f"Install it there (pip install sglang=={list(VERSIONS)[-1]}), or name its Python: --engine-python.",
+    )
+
+
+def _is(python: str, named: str) -> bool:
+    """Whether a found interpreter is the one the user named: a path, a folder or a program's name."""
+    wanted = named.removeprefix("~").rstrip("/")
+    if "/" not in named:
+        return os.path.basename(python) == named
+    return (
+        python == wanted or (named.startswith("~") and python.endswith(wanted)) or python.endswith(f"{wanted}/bin/python3")
+    )
+
+
+def require_gpu(host: Host) -> None:
+    """Refuse a host without a GPU."""
+    if not host.gpus:
+        why = host.gpu_problem.message if host.gpu_problem else "none was found"
+        raise UnsupportedError(
+            f"{host.name} has no GPU to tune for: {why.rstrip('.')}.", "Tune on a host with the GPU that will serve."
+        )
+
+
+def choose_gpu(host: Host, held: int | None = None) -> tuple[int, str]:
+    """The GPU that our own tuner holds already, else the first that is idle: its index and name."""
+    ours = [gpu for gpu in host.gpus if gpu.index == held]
+    idle = ours or [gpu for gpu in host.gpus if sum(one.used_bytes or 0 for one in gpu.processes) < BUSY_BYTES]
+    if not idle:
+        raise GlmplanError(
+            f"All {len(host.gpus)} GPUs of {host.name} are in use; times measured beside others mean nothing.",
+            "Stop what runs there first (glmplan status, nvidia-smi).",
+        )
+    return idle[0].index, idle[0].name
+
+
+def check_shapes(shapes: Sequence[str]) -> tuple[str, ...]:
+    """N,K words; refused here before a host is asked."""
+    for text in shapes:
+        n, comma, k = text.partition(",")
+        if not (comma and n.isdecimal() and k.isdecimal() and int(n) and int(k)):
+            raise UsageError(f"{text!r} is not a shape.", "Write N,K, such as 2624,6144.")
+    return tuple(dict.fromkeys(shapes))

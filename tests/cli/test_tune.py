@@ -1,0 +1,262 @@
+"""`glmplan tune` as a user runs it: the real tuner and node program in real processes, with worked-out times for a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from glmplan.kernels.engines.sglang_tables import file_name, read_table
+from tests import fake_nvml_build
+from tests.cli.conftest import Ran
+from tests.fleet.control import wait_until
+from tests.fleet.fake_engine_python import fake_python
+
+TWO = ("--shapes", "2624,6144", "--shapes", "512,1024", "--rows", "1,64")
+FIRST, SECOND = file_name(2624, 6144, "NVIDIA H200"), file_name(512, 1024, "NVIDIA H200")
+
+
+@pytest.fixture(scope="module")
+def nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nvml")
+    fake_nvml_build.build(folder)
+    return folder
+
+
+class Home:
+    """A user's machine with an engine and two GPUs."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder = folder
+        kept = {
+            name: value for name, value in environment.items() if not name.startswith(("GLMPLAN_", "VIRTUAL_ENV", "XDG_"))
+        }
+        self.environment = {**kept, "HOME": str(folder), "XDG_STATE_HOME": str(folder / "state"), "COLUMNS": "150"}
+        self.notes = folder / "notes.jsonl"
+
+    def engine(self, **settings: object) -> Path:
+        return fake_python(self.folder / "venv-sglang", notes=str(self.notes), **settings)  # type: ignore[arg-type]
+
+    @property
+    def tables(self) -> Path:
+        return self.folder / ".local" / "share" / "glmplan" / "profiles" / "tuned" / "0.5.23" / "gemm"
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "glmplan", "tune", *words]
+        return subprocess.Popen(
+            command, env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self, *words: str) -> Ran:
+        process = self.start(*words)
+        out, err = process.communicate(timeout=60)
+        return Ran(process.returncode, out, err)
+
+    def pids(self) -> list[int]:
+        """The tuners that were started and still run."""
+        lines = self.notes.read_text().splitlines() if self.notes.exists() else []
+        pids = [json.loads(line)["pid"] for line in lines]
+        return [pid for pid in pids if Path(f"/proc/{pid}/stat").exists() and _state(pid) != "Z"]
+
+    def starts(self) -> int:
+        return len(self.notes.read_text().splitlines()) if self.notes.exists() else 0
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+@pytest.fixture
+def home(tmp_path: Path, nvml: Path) -> Iterator[Home]:
+    own = Home(tmp_path, fake_nvml_build.environment(nvml, "two-h200"))
+    yield own
+    for pid in own.pids():
+        os.kill(pid, signal.SIGKILL)
+    subprocess.run(
+        [sys.executable, "-m", "glmplan", "stop", "tune-sglang-0.5.23", "--hosts", "local"], env=own.environment,
+        capture_output=True, check=False,
+    )  # fmt: skip
+
+
+def test_tables_come_back_with_their_gains_and_nothing_is_left(home: Home):
+    home.engine()
+    ran = home.run(*TWO)
+    assert ran.code == 0, ran.err
+    table = read_table(home.tables / FIRST)
+    assert set(table) == {1, 64}
+    assert (table[1]["BLOCK_SIZE_M"], table[1]["num_stages"]) == (16, 4)
+    assert (home.tables / SECOND).exists()
+    gains = json.loads((home.tables / "gains" / FIRST).read_text())
+    assert gains["gains"]["1"] == {"default_us": 31.0, "tuned_us": 15.5}
+    assert "31.0 -> 15.5 us" in ran.out
+    assert "2.00x" in ran.out, "(31/15.5 x 94/47) ^ 1/2"
+    assert "2 of 2 tables for SGLang 0.5.23" in ran.out
+    assert "[1/2] 2624,6144 2624x6144: 64 rows 94.0 -> 47.0 us, 2.00x" in ran.err
+    assert json.loads(home.notes.read_text())["gpus"] == "0"
+    assert home.pids() == []
+    assert list((home.folder / "state" / "glmplan").glob("*/start.json")) == []
+
+
+def test_the_real_parser_takes_what_is_sent(home: Home):
+    home.engine()
+    assert home.run(*TWO, "--tp-size", "4").code == 0
+    argv = json.loads(home.notes.read_text())["argv"]
+    assert argv[1:] == [
+        *("--out", argv[2], "--json-lines", "--tp-size", "4", "--shapes", "2624,6144", "512,1024", "--rows", "1,64")
+    ]
+
+
+def test_all_shapes_of_a_tp_size(home: Home):
+    home.engine()
+    ran = home.run("--rows", "1", "--tp-size", "16", "--json", "--out", str(home.folder / "out"))
+    found = json.loads(ran.out)
+    assert ran.code == 0, ran.err
+    assert found["complete"] is True
+    assert found["shapes_wanted"] == len(found["shapes"]) == 8
+    assert (found["host"], found["gpu_index"], found["tp_size"]) == ("local", 0, 16)
+    assert (found["shapes"][0]["name"], found["shapes"][0]["gain"]) == ("fused_qkv_a_proj", pytest.approx(2.0))
+    assert len(list((home.folder / "out").glob("*.json"))) == 8
+
+
+def test_what_is_there_is_kept_and_measured_again_only_when_asked(home: Home):
+    home.engine()
+    assert home.run(*TWO[:2], *TWO[4:]).code == 0
+    before = (home.tables / FIRST).stat().st_mtime_ns
+    ran = home.run(*TWO, "--json")
+    found = json.loads(ran.out)
+    assert [(one["name"], one["measured"]) for one in found["shapes"]] == [("2624,6144", False), ("512,1024", True)]
+    assert found["shapes"][0]["gain"] == pytest.approx(2.0), "the gain of the first run is known"
+    assert (home.tables / FIRST).stat().st_mtime_ns == before
+    again = json.loads(home.run(*TWO, "--json", "--again").out)
+    assert [one["measured"] for one in again["shapes"]] == [True, True]
+
+
+def test_ctrl_c_stops_the_tuner_keeps_its_tables_and_the_next_run_goes_on(home: Home):
+    home.engine(case_s=0.7)
+    process = home.start(*TWO)
+    wait_until("the first table", lambda: (home.tables / FIRST).exists())
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "1 of 2 tables" in out
+    assert "not complete" in out
+    assert "Traceback" not in err
+    assert home.pids() == []
+    assert not (home.tables / SECOND).exists()
+    ran = home.run(*TWO, "--json")
+    assert [one["measured"] for one in json.loads(ran.out)["shapes"]] == [False, True]
+
+
+def test_a_controller_that_dies_finds_the_tuner_again(home: Home):
+    home.engine(case_s=1.0)
+    process = home.start(*TWO)
+    wait_until("the tuner", home.starts)
+    process.kill()
+    process.communicate()
+    assert len(home.pids()) == 1
+    other = home.run(*TWO[:2])
+    assert other.code == 1
+    assert "runs with another plan" in other.err
+    ran = home.run(*TWO, "--json")
+    assert ran.code == 0, ran.err
+    assert "the tuner goes on" in ran.err
+    assert home.starts() == 1, "no second tuner was started"
+    assert len(json.loads(ran.out)["shapes"]) == 2
+
+
+def test_a_tuner_that_ended_unseen_has_its_tables_brought_back(home: Home):
+    home.engine(case_s=0.3)
+    process = home.start(*TWO)
+    wait_until("the tuner", home.starts)
+    process.kill()
+    process.communicate()
+    wait_until("its end", lambda: not home.pids())
+    time.sleep(0.5)
+    ran = home.run(*TWO, "--json")
+    assert ran.code == 0, ran.err
+    assert "had ended" in ran.err
+    assert home.starts() == 1
+    assert len(json.loads(ran.out)["shapes"]) == 2
+    assert (home.tables / SECOND).exists()
+
+
+def test_the_time_that_is_given_ends_it(home: Home):
+    home.engine(case_s=1.0)
+    ran = home.run(*TWO, "--minutes", "0.04", "--json")
+    found = json.loads(ran.out)
+    assert ran.code == 0, ran.err
+    assert (found["complete"], found["interrupted"]) == (False, False)
+    assert len(found["shapes"]) < 2
+    assert home.pids() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "words"),
+    [
+        ({"no_cuda": True}, 4, "No CUDA GPU is visible to PyTorch."),
+        ({"wrong": True}, 7, "0.5 away from the engine's default"),
+        ({"crash": True}, 1, "The tuner on local ended with exit status"),
+    ],
+)
+def test_a_tuner_that_fails_is_a_sentence(home: Home, settings, code, words):
+    home.engine(**settings)
+    ran = home.run(*TWO)
+    assert ran.code == code, ran.err
+    assert words in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_no_engine_and_an_unknown_engine_are_sentences(home: Home):
+    ran = home.run(*TWO)
+    assert ran.code == 4
+    assert "local has no Python with SGLang" in ran.err
+    fake_python(home.folder / "venv-old", "0.4.1")
+    ran = home.run(*TWO)
+    assert ran.code == 4
+    assert "SGLang 0.4.1" in ran.err
+    assert "0.5.13.post1 and 0.5.23" in ran.err
+    ran = home.run(*TWO, "--engine-python", "/nowhere/bin/python3")
+    assert ran.code == 4
+    assert "/nowhere/bin/python3" in ran.err
+
+
+def test_a_named_python_is_used(home: Home):
+    home.engine()
+    other = fake_python(home.folder / "engines" / "b", notes=str(home.notes))
+    ran = home.run(*TWO, "--engine-python", str(other.parents[1]), "--json")
+    assert json.loads(ran.out)["python"] == str(other)
+
+
+def test_no_gpu_is_a_sentence(tmp_path: Path, nvml: Path):
+    own = Home(tmp_path, fake_nvml_build.environment(nvml, "no-gpus"))
+    own.engine()
+    ran = own.run(*TWO)
+    assert ran.code == 4
+    assert "has no GPU to tune for" in ran.err
+
+
+@pytest.mark.parametrize(
+    "words", [("--shapes", "12"), ("--minutes", "0"), ("--hosts", "a,b"), ("--tp-size", "3"), ("--rows", "many")]
+)
+def test_what_makes_no_sense_is_refused(home: Home, words):
+    home.engine()
+    ran = home.run(*words)
+    assert ran.code == 2, ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_the_folder_of_the_user_comes_first(home: Home):
+    home.engine()
+    own = home.folder / "mine"
+    own.mkdir()
+    home.environment["GLMPLAN_PROFILES"] = str(own)
+    assert home.run(*TWO[:2], *TWO[4:]).code == 0
+    assert (own / "tuned" / "0.5.23" / "gemm" / FIRST).exists()

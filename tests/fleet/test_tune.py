@@ -1,0 +1,176 @@
+"""Tuning on another host, over a real sshd: a link that comes back costs nothing, a host that is gone is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmplan.facts.gpu import Gpu, GpuProcess
+from glmplan.facts.host import Host
+from glmplan.facts.system import EngineEnvironment, System
+from glmplan.fleet.tune_order import check_shapes, choose_gpu, choose_python, tuned_folder
+from glmplan.fleet.tune_result import Event, RowGain, TableLine, Tables, mean_gain, parse_line
+from glmplan.kernels.engines.sglang_tables import file_name
+from tests import fake_nvml_build
+from tests.fleet.control import Controller, wait_until
+from tests.fleet.fake_engine_python import fake_python
+from tests.netns import Network, network, why_not
+
+TWO = ("--shapes", "2624,6144", "--shapes", "512,1024", "--rows", "1,64")
+FIRST, SECOND = file_name(2624, 6144, "NVIDIA H200"), file_name(512, 1024, "NVIDIA H200")
+CONFIG = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 3}
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    if reason := why_not():
+        pytest.skip(reason)
+    library = tmp_path_factory.mktemp("nvml")
+    fake_nvml_build.build(library)
+    whole = fake_nvml_build.environment(library, "two-h200")
+    wanted = {name: whole[name] for name in ("LD_LIBRARY_PATH", "FAKE_NVML_FACTS", "FAKE_NVML_CALLS")}
+    wanted["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
+    with network("h1", folder=tmp_path_factory.mktemp("net"), environment={"h1": wanted}) as found:
+        yield found
+
+
+@pytest.fixture
+def controller(hosts: Network, tmp_path: Path) -> Iterator[Controller]:
+    found = Controller(hosts, tmp_path)
+    yield found
+    left = found.left()
+    if left:
+        hosts.reboot("h1")
+    assert left == {}
+
+
+def words(hosts: Network, folder: Path, **settings: Any) -> tuple[str, ...]:
+    python = fake_python(folder / "engine", notes=str(folder / "notes"), **settings)
+    return ("tune", "--hosts", hosts.names, "--engine-python", str(python), "--out", str(folder / "out"), *TWO)
+
+
+def test_a_link_that_is_lost_and_comes_back_costs_nothing(controller: Controller, tmp_path: Path):
+    asked = words(controller.hosts, tmp_path, case_s=1.5)
+    with controller.program(*asked, "--json") as process:
+        wait_until("the tuner", (tmp_path / "notes").exists)
+        controller.hosts.drop_link("h1")
+        try:
+            assert process.stderr is not None
+            lines = []
+            for line in process.stderr:
+                lines.append(line)
+                if "did not answer" in line or "is lost" in line or "broke" in line:
+                    break
+        finally:
+            controller.hosts.restore_link("h1")
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, "".join(lines) + err
+    assert "h1: answers again" in err
+    assert len((tmp_path / "notes").read_text().splitlines()) == 1
+    assert len(json.loads(out)["shapes"]) == 2
+    assert (tmp_path / "out" / SECOND).exists()
+
+
+def test_a_host_that_reboots_ends_it_and_the_next_run_goes_on(controller: Controller, tmp_path: Path):
+    asked = words(controller.hosts, tmp_path, case_s=1.0)
+    with controller.program(*asked) as process:
+        wait_until("the first table", (tmp_path / "out" / FIRST).exists)
+        controller.hosts.reboot("h1")
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "went with a reboot" in err or "vanished" in err
+    assert "Run the same command again" in err
+    ran = controller.run(*asked, "--json")
+    assert ran.code == 0, ran.err
+    assert [one["measured"] for one in json.loads(ran.out)["shapes"]] == [False, True]
+
+
+def test_ctrl_c_stops_the_tuner_on_the_host(controller: Controller, tmp_path: Path):
+    with controller.program(*words(controller.hosts, tmp_path, case_s=3.0)) as process:
+        wait_until("the tuner", (tmp_path / "notes").exists)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert controller.left() == {}
+
+
+def host(*engines: tuple[str, str], gpus: tuple[Gpu, ...] = ()) -> Host:
+    found = tuple(EngineEnvironment(python=python, engine="sglang", engine_version=version) for python, version in engines)
+    return Host(name="h1", gpus=gpus, system=System(engines=found))
+
+
+def gpu(index: int, used: int) -> Gpu:
+    process = (GpuProcess(pid=1, used_bytes=used),) if used else ()
+    return Gpu(index=index, name="NVIDIA H200", memory_total_bytes=1 << 37, memory_usable_bytes=1 << 37, processes=process)
+
+
+def test_a_known_engine_is_chosen_among_several():
+    both = host(("/old/bin/python3", "0.4.1"), ("/new/bin/python3", "0.5.23"))
+    assert choose_python(both, None) == ("/new/bin/python3", "0.5.23")
+    assert choose_python(host(("/root/venv/bin/python3", "0.5.23")), "~/venv")[1] == "0.5.23"
+    assert choose_python(host(("/opt/v/bin/python3", "0.5.23")), "/opt/v/")[1] == "0.5.23"
+
+
+def test_a_gpu_that_others_use_is_not_measured_on_but_our_own_tuners_is():
+    busy = host(gpus=(gpu(0, 20 << 30), gpu(1, 0)))
+    assert choose_gpu(busy)[0] == 1
+    assert choose_gpu(busy, held=0)[0] == 0
+    with pytest.raises(Exception, match="All 1 GPUs of h1 are in use"):
+        choose_gpu(host(gpus=(gpu(0, 20 << 30),)))
+
+
+def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv("GLMPLAN_PROFILES", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert tuned_folder("0.5.23") == tmp_path / "glmplan" / "profiles" / "tuned" / "0.5.23" / "gemm"
+    monkeypatch.setenv("GLMPLAN_PROFILES", f"{tmp_path / 'own'}{os.pathsep}/other")
+    assert tuned_folder("0.5.23") == tmp_path / "own" / "tuned" / "0.5.23" / "gemm"
+
+
+def test_what_the_tuner_prints_is_read_and_what_libraries_print_is_not():
+    event = {"kind": "rows", "shape": "o_proj", "n": 6144, "k": 2048, "step": 1, "steps": 8, "rows": 16, "default_us": 9.5}
+    assert isinstance(parse_line(json.dumps({**event, "config": CONFIG, "new": 1})), Event)
+    assert isinstance(parse_line(json.dumps({"kind": "table", "file": FIRST, "table": {"1": CONFIG}})), TableLine)
+    for line in ("", "loading ...", "{half", "[1]", '{"kind": "else"}', '{"kind": "table", "file": 3}'):
+        assert parse_line(line) is None
+
+
+def test_a_table_with_another_name_or_wrong_sizes_is_refused(tmp_path: Path):
+    for name in ("../../.bashrc", "N=1.json"):
+        with pytest.raises(Exception, match="The host sent a table named"):
+            Tables().add(TableLine(kind="table", file=name, table={"1": CONFIG}), tmp_path)
+    with pytest.raises(Exception, match="num_stages=99"):
+        Tables().add(TableLine(kind="table", file=FIRST, table={"1": {**CONFIG, "num_stages": 99}}), tmp_path)
+    assert not (tmp_path / FIRST).exists()
+
+
+def test_the_gain_is_the_geometric_mean_over_what_could_run():
+    rows = [RowGain(rows=1, default_us=40.0, tuned_us=10.0), RowGain(rows=2, default_us=10.0, tuned_us=10.0)]
+    assert mean_gain(rows) == pytest.approx(2.0)
+    assert mean_gain([*rows, RowGain(rows=4, default_us=None, tuned_us=1.0)]) == pytest.approx(2.0)
+    assert mean_gain([]) is None
+
+
+def test_shapes_are_read_before_a_host_is_asked():
+    assert check_shapes(["2624,6144", "2624,6144"]) == ("2624,6144",)
+    for text in ("2624", "0,128", "a,b", "1,2,3", "-1,2"):
+        with pytest.raises(Exception, match="is not a shape"):
+            check_shapes([text])
+
+
+def test_the_program_that_is_sent_needs_no_package(tmp_path: Path):
+    from glmplan.fleet import tune_program
+
+    ran = subprocess.run(
+        [sys.executable, "-I", "-S", tune_program.__file__, str(tmp_path)], capture_output=True, check=False
+    )
+    assert b"SGLang is not installed here" in ran.stderr, "the tuner was reached, and its exit status passed on"
+    assert ran.returncode == 4
