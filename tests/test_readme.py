@@ -18,9 +18,22 @@ ENVIRONMENT = {**os.environ, "COLUMNS": "120", "PATH": f"{Path(sys.executable).p
 
 
 def test_the_readme_shows_every_command():
-    shown = " ".join(command for command, _ in BLOCKS)
-    for name in ("size", "launch", "probe"):
-        assert f"glmplan {name}" in shown
+    text = (ROOT / "README.md").read_text()
+    for name in ("size", "launch", "probe", "doctor", "stop"):
+        assert f"$ glmplan {name}" in text
+    for name in ("verify", "bench", "tune", "status", "logs", "restart", "watch"):
+        assert f"`{name}" in text or f"**{name}**" in text
+
+
+def test_blocks_from_a_gpu_are_recorded_output():
+    """Text blocks cannot be run here; every line of them stands in a record of a real run."""
+    records = [*(ROOT / "tests" / "recorded" / "h200").glob("*.txt"), *(ROOT / "docs" / "proof").glob("*.txt")]
+    known = {line.rstrip() for path in records for line in path.read_text().splitlines()}
+    for block in re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+        for line in block.splitlines():
+            if not line.startswith("$ "):
+                start = line.removesuffix(" ...")
+                assert any(one == line or (line != start and one.startswith(start)) for one in known), line
 
 
 @pytest.mark.parametrize(("command", "output"), SHOWN)
