@@ -89,8 +89,9 @@ class Client:
             raise RuntimeError(f"HTTP {error.code} of {path}: {error.read()[:500]!r}") from error
 
     def healthy(self) -> bool:
+        left_s = max(self.deadline - time.monotonic(), 1.0)
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=20) as reply:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=min(left_s, 20.0)) as reply:
                 return bool(reply.status == 200)
         except OSError:
             return False

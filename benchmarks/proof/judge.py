@@ -103,21 +103,24 @@ def judge_speed(stock: Mapping[str, float], port: Mapping[str, float]) -> dict[s
     lines = [
         f"{name:<24} stock {stock[name]:>10.1f}  port {port[name]:>10.1f}  {port[name] / stock[name]:.2f}x" for name in names
     ]
-    return {"holds": bool(names) and len(names) == len(stock), "stock": stock, "port": port, "lines": lines}
+    holds = bool(names) and names == list(stock) and stock.keys() == port.keys()
+    lines += [] if holds else [f"not measured: {', '.join(sorted(stock.keys() ^ port.keys())) or 'anything'}"]
+    return {"holds": holds, "stock": stock, "port": port, "lines": lines}
 
 
 def rejudge(record: Mapping[str, Any]) -> bool:
-    """Whether every verdict in a recorded result still follows from its figures."""
+    """Whether every verdict in a recorded result follows from its figures. What is judged beside the figures compared here
+    (servers that answered, drafts that were accepted, exit codes) is taken from the record: it can only undo a verdict."""
     parts: Mapping[str, Any] = record["verdict"].get("parts", {"": record["verdict"]})
-    holds = True
+    holds = bool(record["verdict"]["holds"])
     for name, part in parts.items():
+        again: Mapping[str, Any] = part
         if "noise" in part:
             again = judge_agreement(part["noise"], part["ports"], part["controls"], record["verdict"]["prompts"])
-            holds &= again["holds"]
-            print("\n".join([name, *again["lines"]]))
-        else:
-            holds &= bool(part["holds"])
-            print("\n".join([name, *part.get("lines", [])]))
+        elif "stock" in part:
+            again = judge_speed(part["stock"], part["port"])
+        holds &= bool(again["holds"]) and bool(part["holds"])
+        print("\n".join(filter(None, [name, *again.get("lines", [])])))
     return holds
 
 

@@ -25,6 +25,10 @@ LEAST_REQUESTS, WAVES = 8, 3
 RATE_SECONDS, LEAST_RATE_REQUESTS = 30, 20
 PREFILL_REQUESTS = 3
 WARMUP_TOKENS = 8
+MOST_TOKENS = 200_000_000
+"""Prompt tokens of one level, all made before it begins: about 1.5 GB of requests."""
+LEAST_PROMPT = 64
+"""A request takes as much room as this many tokens at least."""
 CACHED_SHARE = 0.01
 """Share of the prompts that may come from the prefix cache (of random first tokens) without being told."""
 
@@ -51,7 +55,14 @@ class Settings:
         return max(LEAST_REQUESTS, WAVES * concurrency)
 
     def check(self, context_tokens: int | None) -> None:
-        """Refuse what the server's context cannot hold, before anything is asked."""
+        """Refuse what the server's context cannot hold, or this machine's memory, before anything is asked."""
+        most = max(self.requests(one) for one in ((None,) if self.rate_per_s is not None else self.concurrency))
+        if most * max(self.prompt_tokens, LEAST_PROMPT) > MOST_TOKENS:
+            raise UsageError(
+                f"{most:,} requests of {self.prompt_tokens:,} tokens are too many for one level; {MOST_TOKENS:,} prompt "
+                "tokens are the limit.",
+                "Ask for fewer: --requests-per-level, --concurrency, --rate.",
+            )
         need = self.prompt_tokens + self.output_tokens
         if context_tokens is not None and need > context_tokens:
             raise UsageError(

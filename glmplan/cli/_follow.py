@@ -189,8 +189,10 @@ def _table(deployment: Deployment, snapshot: Snapshot, deadline_s: float) -> Tab
                 str(indexes[place]) if place < len(indexes) else "-",
                 (node.silent and "[red]no answer[/]") or f"{rank.phase.label}{shards}",
                 "-" if held is None else format_bytes(held),
-                "-" if rank.memory.weights_bytes is None else format_bytes(rank.memory.weights_bytes),
+                "-"
+                if deployment.rehearsal or rank.memory.weights_bytes is None
+                else format_bytes(rank.memory.weights_bytes),
                 "-" if node.log_age_s is None else minutes(node.log_age_s),
-                "" if place or left.remaining_s is None else minutes(left.remaining_s),
+                "" if place or left.remaining_s is None or node.progress.ready else minutes(left.remaining_s),
             )
     return table

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from glmplan.cli._hosts import HostOptions, named_hosts, probed, require_all, ssh_options
 from glmplan.cli._options import PlanningOptions
+from glmplan.cli._telling import say, tell_failure, tell_stops
 from glmplan.engines.base import Endpoints, More, NodeCommand
 from glmplan.engines.commands import node_commands
 from glmplan.errors import DoesNotFitError, GlmplanError, UsageError
@@ -24,14 +26,11 @@ from glmplan.fleet.canary import CanarySettings
 from glmplan.fleet.deployment import Deployment
 from glmplan.fleet.follow import Limits
 from glmplan.fleet.hosts import Fleet
-from glmplan.fleet.launch import AnswersWrong, Judgement, Launched, LaunchFailed, launch
+from glmplan.fleet.launch import AnswersWrong, Judgement, Launched, LaunchFailed, LaunchInterrupted, launch
 from glmplan.fleet.reference import Reference
 from glmplan.fleet.start import Secrets
 from glmplan.planning.bind import bind
 from glmplan.planning.plan import Plan
-
-if TYPE_CHECKING:
-    from glmplan.fleet.stop import HostStop
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 STAND_IN_GPUS = (("rtx-4090-48g", 8), ("rtx-pro-6000", 8), ("h200", 8))
@@ -61,6 +60,10 @@ class Wanted:
     as_json: bool
 
 
+class NameTakenError(GlmplanError):
+    """A launch of this name with another plan or other hosts has not been stopped."""
+
+
 class ExaminedError(GlmplanError):
     """The doctor found what would make the launch fail."""
 
@@ -76,15 +79,22 @@ def more_words(words: list[str] | None, variables: list[str] | None) -> More:
     return More(tuple(words or ()), tuple(pairs))
 
 
-def say(text: str) -> None:
-    """A line for people."""
-    print(text, file=sys.stderr, flush=True)
+def canary_names(text: str | None) -> tuple[str, ...]:
+    """The names of `--canaries`, refused before anything is asked of a host."""
+    from glmplan.fleet.canary import CanarySettings, chosen
+
+    names = () if text is None else tuple(name.strip() for name in text.split(","))
+    if "" in names:
+        raise UsageError(f"--canaries {text!r} has an empty name.", "Write --canaries fact,needle, or leave it out.")
+    chosen(CanarySettings(only=names))
+    return names
 
 
 def run(options: PlanningOptions, wanted: Wanted) -> Launched:
     """The whole way from options to a healthy deployment."""
     secrets = read_secrets(wanted.api_key_env, wanted.hf_token_env)
     check_listening(wanted.endpoints.http_host, secrets)
+    reference = None if wanted.canary_reference is None else read_reference(wanted.canary_reference)
     hosts = find_hosts(options, wanted)
     plan = choose_plan(options, wanted, hosts)
     by_name = {host.name: host for host in hosts}
@@ -93,10 +103,11 @@ def run(options: PlanningOptions, wanted: Wanted) -> Launched:
     deployment = prepare.make_deployment(
         plan, commands, wanted.endpoints, wanted.name, secrets.api_key is not None, wanted.rehearse, has_gpus
     )
+    require_own_name(options, deployment)
     show(plan, hosts, deployment)
     confirm(wanted, deployment)
     examine(options, wanted, plan, deployment)
-    return bring_up(options, deployment, secrets, judgement(wanted, deployment, by_name))
+    return bring_up(options, deployment, secrets, judgement(wanted, deployment, by_name, reference))
 
 
 def read_secrets(api_key_env: str | None, hf_token_env: str | None) -> Secrets:
@@ -133,9 +144,48 @@ def find_hosts(options: PlanningOptions, wanted: Wanted) -> tuple[Host, ...]:
         engine_pythons=(wanted.engine_python,) if wanted.engine_python else (),
     )  # fmt: skip
     found = require_all(probed(options, request))
+    require_own_machines(found)
     if wanted.rehearse and not any(host.gpus for host in found):
         return with_links(found)
     return inventory_of(found).hosts
+
+
+def require_own_machines(hosts: Sequence[Host]) -> None:
+    """Two names of one machine would be two nodes with one state folder; only `local#...` makes several nodes of one."""
+    seen: dict[tuple[str, str | None], str] = {}
+    for host in hosts:
+        boot_id = host.system.boot_id if host.system is not None else None
+        if boot_id is None:
+            continue
+        other = seen.setdefault((boot_id, host.hostname), host.name)
+        if other != host.name and not (other.startswith("local#") and host.name.startswith("local#")):
+            raise UsageError(
+                f"{other} and {host.name} are one machine ({host.hostname}).",
+                "Name each machine once; local#0-3,local#4-7 makes several nodes of this one.",
+            )
+
+
+def require_own_name(options: HostOptions, deployment: Deployment) -> None:
+    """Another launch of this name must not run: its record, by which `stop` finds its hosts, would be lost."""
+    from glmplan.fleet import deployment as records
+    from glmplan.fleet.status import status
+
+    if deployment.name not in records.recorded():
+        return
+    known = records.load(deployment.name)
+    if known.digest == deployment.digest:
+        return
+    with fleet_of(known, options) as fleet:
+        nodes = status(fleet, known).nodes
+    running = [node.host for node in nodes if node.state == "running" or node.processes]
+    silent = [node.host for node in nodes if node.state == "unreachable"]
+    if not running and not silent:
+        return
+    words = f"runs on {', '.join(running)}" if running else f"may still run on {', '.join(silent)}, which does not answer"
+    raise NameTakenError(
+        f"Another launch of the name {known.name} {words}. Nothing was started.",
+        f"Stop it (glmplan stop {known.name}), or choose another --name.",
+    )
 
 
 def _model_path(options: PlanningOptions, wanted: Wanted) -> str | None:
@@ -158,7 +208,11 @@ def choose_plan(options: PlanningOptions, wanted: Wanted, hosts: Sequence[Host])
         return bind(saved_plan(wanted.plan_file, options), hosts, compare_gpus=not wanted.rehearse)
     if wanted.rehearse and not any(host.gpus for host in hosts):
         return bind(_stand_in_plan(options, len(hosts)), hosts, compare_gpus=False)
-    plan = make_plan(options, with_changes=False, inventory=Inventory(origin="probe", hosts=tuple(hosts)))
+    return require_fits(make_plan(options, with_changes=False, inventory=Inventory(origin="probe", hosts=tuple(hosts))))
+
+
+def require_fits(plan: Plan) -> Plan:
+    """The plan, or DoesNotFitError."""
     if not plan.fits:
         raise DoesNotFitError(f"The plan {plan.summary}.", "Run glmplan size with the same options; it says what fits.")
     return plan
@@ -172,7 +226,7 @@ def _stand_in_plan(options: PlanningOptions, count: int) -> Plan:
 
     declared = replace(options, hosts=None)
     if options.gpus is not None:
-        return make_plan(declared, with_changes=False)
+        return require_fits(make_plan(declared, with_changes=False))
     for gpu, per_node in STAND_IN_GPUS:
         pin = ",".join(filter(None, [options.pin, f"nodes={count}"]))
         try:
@@ -236,16 +290,23 @@ REHEARSED_CHECKS = "reachable,interface,hostname,clock,exposure,ports,paths,limi
 """What matters to a stand-in: it uses ports and paths, but no GPU memory, engine or model file."""
 
 
+PASSING = {"ports", "paths"}
+"""Checks that another visit spoils while it listens on the rendezvous port itself; they are tried twice, some time apart."""
+
+
 def examine(options: PlanningOptions, wanted: Wanted, plan: Plan, deployment: Deployment) -> None:
     """The doctor's quick checks; a failed one ends the launch unless told otherwise. A running deployment is adopted."""
     from glmplan.doctor.checks import chosen
     from glmplan.doctor.examine import Visit, examine
     from glmplan.fleet.status import listed
 
+    def runs() -> bool:
+        return any(one.deployment == deployment.name and one.state == "running" for one in listed(fleet)[0])
+
+    adopting = f"{deployment.name} runs here already: workers of the same plan are adopted, the rest is started."
     with fleet_of(deployment, options) as fleet:
-        running, _ = listed(fleet)
-        if any(one.deployment == deployment.name and one.state == "running" for one in running):
-            say(f"{deployment.name} has state on these hosts already; a running worker of the same plan is adopted.")
+        if runs():
+            say(adopting)
             return
         say("Examining the hosts ...")
         visit = Visit(
@@ -253,6 +314,12 @@ def examine(options: PlanningOptions, wanted: Wanted, plan: Plan, deployment: De
             engine_pythons=(wanted.engine_python,) if wanted.engine_python else (),
         )  # fmt: skip
         report = examine(fleet, visit)
+        if {finding.check for finding in report.findings if finding.status == "fail"} & PASSING:
+            time.sleep(random.uniform(0.5, 2.5))
+            report = examine(fleet, visit)
+        if report.exit_code and runs():  # another launch of the same plan was faster
+            say(adopting)
+            return
     for finding in report.findings:
         if finding.status in ("warn", "fail"):
             say(f"  {finding.status} {finding.host}: {finding.title}: {finding.evidence}")
@@ -267,23 +334,23 @@ def examine(options: PlanningOptions, wanted: Wanted, plan: Plan, deployment: De
     say(f"  {report.count('ok')} checks ok, {report.count('warn')} warnings, {report.count('fail')} failures")
 
 
-def judgement(wanted: Wanted, deployment: Deployment, hosts: Mapping[str, Host]) -> Judgement:
+def judgement(wanted: Wanted, deployment: Deployment, hosts: Mapping[str, Host], reference: Reference | None) -> Judgement:
     """Limits and canaries."""
     works = prepare.works(deployment.plan, hosts, deployment.rehearsal)
     limits = Limits(wanted.deadline_s or prepare.allowed_s(works), wanted.stall_s, wanted.lost_after_s)
     if not wanted.canary:
         return Judgement(works, limits, None)
-    return Judgement(works, limits, canary_settings(deployment, wanted.canary_reference, wanted.canaries))
+    return Judgement(works, limits, canary_settings(deployment, reference, wanted.canaries))
 
 
-def canary_settings(deployment: Deployment, reference: Path | None, only: tuple[str, ...]) -> CanarySettings:
+def canary_settings(deployment: Deployment, reference: Reference | None, only: tuple[str, ...]) -> CanarySettings:
     """What the server is asked."""
     from glmplan.fleet.canary import chosen
 
     found = CanarySettings(
         context_tokens=deployment.plan.settings.context_tokens,
         only=only,
-        reference=None if reference is None else read_reference(reference),
+        reference=reference,
         engine_family=deployment.plan.engine_family,
     )
     chosen(found)
@@ -325,79 +392,10 @@ def bring_up(options: HostOptions, deployment: Deployment, secrets: Secrets, jud
         watching.close()
         tell_stops(error.stops)
         raise
+    except LaunchInterrupted as error:
+        watching.close()
+        say("Interrupted." if error.stops else f"Interrupted; {deployment.name} ran before and goes on.")
+        tell_stops(error.stops)
+        raise
     finally:
         watching.close()
-
-
-def tell_failure(error: LaunchFailed) -> None:
-    """The lines that show the cause, what NVML and the kernel add, and what the stop left."""
-    found = error.diagnosis
-    rank = "" if found.rank is None else f", PP{found.rank[0]} TP{found.rank[1]}"
-    when = "while serving" if found.when == "run" else f"while {found.phase or 'starting'}"
-    say(f"\n{found.host}{rank}, {when}:")
-    for line in found.lines:
-        say(f"  | {line}")
-    for fact in found.facts:
-        say(f"  {fact}")
-    tell_stops(error.stops)
-
-
-def tell_stops(stops: Sequence[HostStop]) -> None:
-    """One line per host."""
-    for stop in stops:
-        say(f"  {stop_words(stop)}")
-
-
-def stop_words(stop: HostStop) -> str:
-    """What a stop proved on one host."""
-    if stop.error is not None:
-        return f"{stop.host}: NOT STOPPED, unknown: {stop.error}"
-    if not stop.stopped:
-        left = ", ".join(stop.survivors) or "GPU memory is still held"
-        return f"{stop.host}: NOT STOPPED: {left}"
-    freed = {True: ", GPU memory free", False: "", None: ""}[stop.gpu_memory_freed]
-    return f"{stop.host}: stopped, {stop.killed} process(es) ended{freed}" if stop.killed else f"{stop.host}: nothing ran"
-
-
-def _tell_memory(result: Launched) -> None:
-    """Predicted against measured memory of the rank that differs most, and where all of it is kept."""
-    import typer
-
-    from glmplan.units import format_bytes
-
-    totals = [
-        (abs(part.difference_bytes), rank, part) for rank in result.memory for part in rank.parts if part.part == "total"
-    ]
-    if totals:
-        _, rank, part = max(totals, key=lambda one: one[0])
-        typer.echo(
-            f"  memory: predicted {format_bytes(part.predicted_bytes)}, measured {format_bytes(part.measured_bytes)} on the "
-            f"rank that differs most (PP{rank.pp_rank} TP{rank.tp_rank} on {rank.host}); later plans use the measurement"
-        )
-
-
-def print_result(result: Launched) -> None:
-    """Where it serves and what to do next."""
-    from urllib.parse import urlsplit
-
-    import typer
-
-    from glmplan.cli._follow import minutes
-
-    parts = urlsplit(result.url)
-    head = next(iter(result.logs))
-    passed = [canary.name for canary in result.canaries if canary.status == "pass"]
-    judged = f"canaries passed: {', '.join(passed)}" if result.canaries else "answers NOT checked (--no-canary)"
-    _tell_memory(result)
-    for line in result.kernels:
-        typer.echo(f"  {line}")
-    if result.rehearsal:
-        typer.echo(
-            f"The rehearsal {result.name} came up in {minutes(result.seconds)}; its stand-in serves, no model. {judged}."
-        )
-    else:
-        typer.echo(f"{result.name} is healthy after {minutes(result.seconds)}; {judged}.")
-    typer.echo(f"  serves {result.url}/v1 on {head}")
-    if not head.startswith("local"):
-        typer.echo(f"  from here: ssh -N -L {parts.port}:{parts.hostname}:{parts.port} {head}")
-    typer.echo(f"  glmplan status {result.name} | logs {result.name} -f | stop {result.name}")

@@ -23,9 +23,10 @@ def print_host(out: Console, host: Host) -> None:
     """Everything worth reading about one host."""
     name = host.hostname if host.name == "localhost" or not host.hostname else f"{host.name} ({host.hostname})"
     ram = format_bytes(host.memory_total_bytes) if host.memory_total_bytes else "unknown"
+    driver = f"driver {host.driver_version}, CUDA {host.cuda_version}" if host.driver_version else "no NVIDIA driver"
     out.print(
-        f"[bold]{escape(name or host.name)}[/]: {len(host.gpus)} GPU{'s' if len(host.gpus) != 1 else ''}, driver "
-        f"{host.driver_version}, CUDA {host.cuda_version}, RAM {ram}"
+        f"[bold]{escape(name or host.name)}[/]: {len(host.gpus)} GPU{'s' if len(host.gpus) != 1 else ''}, {driver}, "
+        f"RAM {ram}"
     )
     if host.gpus:
         out.print(_gpu_table(host.gpus))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 LOAD, OUTPUT = "Load", "Output"
 
+MOST_AT_ONCE = 4096
+"""Each request at once is a thread."""
 EXAMPLES = """Examples:
 
 glmplan bench --url http://127.0.0.1:30000
@@ -83,7 +85,7 @@ def settings_of(typed: dict[str, Any]) -> Settings:
 
     if typed["concurrency"] is not None and typed["rate"] is not None:
         raise UsageError("--concurrency and --rate exclude each other.", "Give one of them.")
-    levels = _counts("--concurrency", typed["concurrency"] or "1,4,8,16,32")
+    levels = _counts("--concurrency", typed["concurrency"] or "1,4,8,16,32", MOST_AT_ONCE)
     lengths = () if typed["prefill"].strip().lower() == "none" else _counts("--prefill", typed["prefill"])
     for name in ("rate", "requests_per_level", "timeout"):
         if typed[name] is not None and not 0 < typed[name] < 1e9:
@@ -99,13 +101,15 @@ def settings_of(typed: dict[str, Any]) -> Settings:
     )  # fmt: skip
 
 
-def _counts(option: str, text: str) -> tuple[int, ...]:
+def _counts(option: str, text: str, most: int = 10**7) -> tuple[int, ...]:
     from glmplan.errors import UsageError
     from glmplan.units import parse_tokens
 
     found = tuple(parse_tokens(part, option) for part in text.split(","))
-    if min(found) < 1 or max(found) > 10**7 or len(set(found)) < len(found):
-        raise UsageError(f"{option} {text!r} has a number below 1, one too large, or one twice.", "Write it like 1,4,16.")
+    if min(found) < 1 or max(found) > most or len(set(found)) < len(found):
+        raise UsageError(
+            f"{option} {text!r} has a number below 1, one above {most:,}, or one twice.", "Write it like 1,4,16."
+        )
     return found
 
 

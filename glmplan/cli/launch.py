@@ -104,26 +104,26 @@ def launch(
             "Add --hosts a,b,c (or --hosts local), or --dry-run to print the commands.",
         )
     for word, value in (("deadline", deadline), ("stall", stall), ("lost-after", lost_after)):
-        if value is not None and value <= 0:
-            raise UsageError(f"--{word} is {value:g}; it must be above 0 seconds.", "Give seconds.")
+        if value is not None and not 0 < value < float("inf"):
+            raise UsageError(f"--{word} is {value:g}; it must be above 0 seconds, and finite.", "Give seconds.")
     wanted = _launching.Wanted(
         plan_file=plan, rehearse=rehearse, yes=yes, name=name, endpoints=endpoints, api_key_env=api_key_env,
         hf_token_env=hf_token_env, engine_python=engine_python,
         more=_launching.more_words(engine_arg, engine_env), skip_doctor=skip_doctor, deadline_s=deadline, stall_s=stall,
         lost_after_s=lost_after, canary=not no_canary, canary_reference=canary_reference,
-        canaries=tuple(canaries.split(",")) if canaries else (), as_json=as_json,
+        canaries=_launching.canary_names(canaries), as_json=as_json,
     )  # fmt: skip
     _start(options, wanted)
 
 
 def _start(options: PlanningOptions, wanted: Wanted) -> None:
-    from glmplan.cli import _launching
+    from glmplan.cli import _launching, _telling
 
     result = _launching.run(options, wanted)
     if wanted.as_json:
         typer.echo(result.model_dump_json(indent=1))
     else:
-        _launching.print_result(result)
+        _telling.print_result(result)
 
 
 def _dry_run(options: PlanningOptions, plan: Path | None, endpoints: Endpoints, as_json: bool, more: More) -> None:

@@ -52,12 +52,19 @@ def logs(
 
 def _check(record: Deployment, node: int | None, rank: int | None, lines: int) -> None:
     from glmplan.errors import UsageError
+    from glmplan.fleet.phases import ranks_of_node
 
     world = record.plan.layout.tp_size * record.plan.layout.pp_size
     if node is not None and not 0 <= node < len(record.hosts):
         raise UsageError(f"--node is {node}; {record.name} has nodes 0 to {len(record.hosts) - 1}.", "Choose one of them.")
     if rank is not None and not 0 <= rank < world:
         raise UsageError(f"--rank is {rank}; {record.name} has ranks 0 to {world - 1}.", "Choose one of them.")
+    if (
+        node is not None
+        and rank is not None
+        and divmod(rank, record.plan.layout.tp_size) not in ranks_of_node(record.plan, node)
+    ):
+        raise UsageError(f"Rank {rank} is not on node {node} of {record.name}.", "Give --rank alone.")
     if lines < 0:
         raise UsageError(f"--lines is {lines}; it must not be negative.", "Try 100.")
 
@@ -102,7 +109,7 @@ def _show(
                 found = tuple(line for line in found if wanted_rank is None or line.rank == wanted_rank)
                 if first:
                     found = found[len(found) - min(lines, len(found)) :]
-                _print(found, host if len(chosen) > 1 else "", as_json)
+                _print(found, host if as_json or len(chosen) > 1 else "", as_json)
             if not follow:
                 break
             time.sleep(FOLLOW_S)

@@ -69,14 +69,14 @@ def restart(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Stop a deployment everywhere, then start the same again and check its answers."""
-    from glmplan.cli import _launching
+    from glmplan.cli import _launching, _telling
     from glmplan.errors import NotHealthyError
     from glmplan.fleet.stop import stop_all
 
     record, secrets, judging = _inputs(name, api_key_env, hf_token_env, not no_canary)
     with _launching.fleet_of(record, options) as fleet:
         stops = stop_all(fleet, record.name)
-    _launching.tell_stops(stops)
+    _telling.tell_stops(stops)
     if not all(stop.stopped for stop in stops):
         raise NotHealthyError(
             f"{record.name} is not stopped everywhere, so it was not started again.", "See the lines above."
@@ -85,7 +85,7 @@ def restart(
     if as_json:
         typer.echo(result.model_dump_json(indent=1))
     else:
-        _launching.print_result(result)
+        _telling.print_result(result)
 
 
 @takes_host_options
@@ -102,23 +102,31 @@ def watch(
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a JSON line.")] = False,
 ) -> None:
     """Restart a deployment whenever a rank dies or an answer is wrong: all ranks or none. Ctrl-C leaves it running."""
-    from glmplan.cli import _launching
+    from glmplan.cli import _launching, _telling
     from glmplan.cli._follow import Lines
     from glmplan.errors import UsageError
+    from glmplan.fleet.launch import LaunchInterrupted
     from glmplan.fleet.watch import Patience, watch
 
     for word, value, least in (
         ("max-restarts", max_restarts, 0), ("check-every", check_every, 0), ("poll-every", poll_every, 0.1),
         ("back-off", back_off, 0),
     ):  # fmt: skip
-        if value < least:
-            raise UsageError(f"--{word} is {value:g}; it must be at least {least:g}.", "Correct it.")
+        if not least <= value < float("inf"):
+            raise UsageError(f"--{word} is {value:g}; it must be at least {least:g}, and finite.", "Correct it.")
     record, secrets, judging = _inputs(name, api_key_env, hf_token_env, not no_canary)
     patience = Patience(max_restarts, poll_every, check_every, back_off)
     say = _json_line if as_json else _line
     say(f"watching {record.name} on {', '.join(record.hosts)}")
-    with _launching.fleet_of(record, options) as fleet:
-        watch(fleet, record, secrets, judging, patience, Lines(record, judging.limits.deadline_s), say)
+    try:
+        with _launching.fleet_of(record, options) as fleet:
+            watch(fleet, record, secrets, judging, patience, Lines(record, judging.limits.deadline_s), say)
+    except LaunchInterrupted as error:
+        _telling.tell_stops(error.stops)
+        raise
+    except KeyboardInterrupt:
+        _telling.say(f"Detached; {record.name} is left as it is: glmplan status {record.name}.")
+        raise
 
 
 def _line(text: str) -> None:

@@ -59,7 +59,7 @@ def _list(options: HostOptions, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([one.model_dump() for one in found], indent=1))
     else:
-        _print_list(found, (options.hosts or "").split(","))
+        _print_list(found, [host for host in fleet.names if host not in failed])
     for host, error in failed.items():
         print_error(host, error.message, error.next_step)
     if failed:
@@ -115,6 +115,8 @@ def _print_list(found: tuple[Listed, ...], hosts: list[str]) -> None:
     from glmplan.cli._output import console
 
     out = console()
+    if not found and not hosts:
+        return
     if not found:
         out.print(f"No deployment on {', '.join(hosts)}.", soft_wrap=True)
         return

@@ -33,7 +33,7 @@ def stop(
     import json
 
     from glmplan.cli._hosts import named_hosts, ssh_options
-    from glmplan.cli._launching import stop_words
+    from glmplan.cli._telling import stop_words
     from glmplan.errors import UsageError
     from glmplan.fleet import deployment as records
     from glmplan.fleet.hosts import Fleet

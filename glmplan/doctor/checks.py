@@ -82,8 +82,10 @@ def chosen(only: str | None, with_deep: bool) -> tuple[Check, ...]:
     known = {check.name: check for check in CHECKS}
     names = [name.strip() for name in only.split(",") if name.strip()]
     unknown = next((name for name in names if name not in known), None)
-    if unknown is not None or not names:
-        raise UsageError(f"--only {only!r}: there is no check {unknown!r}.", nearest(unknown or "", list(known)))
+    if not names:
+        raise UsageError(f"--only {only!r} names no check.", "glmplan doctor --list shows their names.")
+    if unknown is not None:
+        raise UsageError(f"--only {only!r}: there is no check {unknown!r}.", nearest(unknown, list(known)))
     shallow = next((name for name in names if known[name].level == "deep" and not with_deep), None)
     if shallow is not None:
         raise UsageError(f"--only {shallow} is a deep check.", "Add --deep.")

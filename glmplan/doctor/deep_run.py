@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from glmplan.doctor.network import network_variables
-from glmplan.doctor.package import kernels_package
 from glmplan.doctor.schedule import LEAST_FREE_BYTES, Ranks, ranks_of
 from glmplan.doctor.seen import Deep, Seen, system
 from glmplan.errors import GlmplanError, ProbeError
 from glmplan.facts.host import Host
+from glmplan.kernels.packed import packed_text
 from glmplan.units import MIB
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _kernels(seen: Seen, visit: Visit) -> dict[str, dict[str, Any]]:
     for host in seen.hosts:
         if indexes := _roomy(host, seen, KERNELS_FREE_BYTES):
             request = _request("kernels", host, seen, visit, KERNELS_S)
-            found[host.name] = {**request, "gpu_indexes": indexes, "package": kernels_package()}
+            found[host.name] = {**request, "gpu_indexes": indexes, "package": packed_text()}
     return found
 
 

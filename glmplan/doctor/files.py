@@ -22,9 +22,7 @@ def model_files(host: Host, seen: Seen) -> Verdict:
     wanted = seen.plan.model_path if seen.plan else found.path
     fetch = on(
         host,
-        f"huggingface-cli download {wanted}"
-        if "/" in wanted and not wanted.startswith("/")
-        else f"copy the files to {wanted}",
+        f"hf download {wanted}" if "/" in wanted and not wanted.startswith("/") else f"copy the files to {wanted}",
     )
     if not found.exists:
         return fail(f"{found.path} is not on the host", fetch)
@@ -39,10 +37,11 @@ def model_files(host: Host, seen: Seen) -> Verdict:
         problems.append("no safetensors file")
     if problems:
         return fail(f"{found.path}: {'; '.join(problems)}", fetch)
-    words = f"{found.files_present} files, {format_bytes(found.bytes_present)} in {found.path}"
+    files = f"{found.files_present} file{'s' if found.files_present != 1 else ''}"
+    words = f"{files}, {format_bytes(found.bytes_present)} in {found.path}"
     if not found.tokenizer:
         return warn(f"{words}, but no tokenizer", fetch)
-    if found.files_expected is None:
+    if found.files_expected is None and found.files_present > 1:
         return warn(f"{words}, and no index to compare with", fetch)
     return ok(f"{words}, whole")
 

@@ -48,7 +48,8 @@ def present(host: Host, seen: Seen) -> Verdict:
         return fail(f"the plan uses {numbers(missing)}, which the host does not have ({words or 'none'})", REPLAN)
     other = [have[index] for index in node.gpu_indexes if node.sm is not None and have[index].sm not in (None, node.sm)]
     if other:
-        return fail(f"{numbers(other)} are sm_{other[0].sm}; the plan chose kernels for sm_{node.sm}", REPLAN)
+        found = " and ".join(f"{numbers([gpu])} is sm_{gpu.sm}" for gpu in other[:4])
+        return fail(f"{found}; the plan chose kernels for sm_{node.sm}", REPLAN)
     return ok(f"{words}, as planned ({node.gpu})")
 
 
@@ -139,17 +140,21 @@ def pcie(host: Host, seen: Seen) -> Verdict:
 
 def nvlink(host: Host, seen: Seen) -> Verdict:
     """Equal GPUs have equally many NVLinks up."""
-    found = {gpu.index: gpu.nvlink_active for gpu in seen.gpus(host) if gpu.nvlink_active is not None}
-    if not found:
+    known = [gpu for gpu in seen.gpus(host) if gpu.nvlink_active is not None]
+    if not known:
         return skip("no GPU has NVLink")
-    most = max(found.values())
-    down = [index for index, links in found.items() if links < most]
+    most: dict[str, int] = {}
+    for gpu in known:
+        most[gpu.name] = max(most.get(gpu.name, 0), gpu.nvlink_active or 0)
+    down = [gpu for gpu in known if (gpu.nvlink_active or 0) < most[gpu.name]]
     if down:
+        least = min(gpu.nvlink_active or 0 for gpu in down)
         return warn(
-            f"{numbers(down)}: {min(found.values())} of {most} NVLinks up",
+            f"{numbers(down)}: {least} of {max(most[gpu.name] for gpu in down)} NVLinks up",
             on(host, "nvidia-smi nvlink -s; with NVSwitch: systemctl status nvidia-fabricmanager"),
         )
-    return ok(f"{most} NVLinks up on every GPU") if most else skip("no NVLink is connected")
+    linked = sorted({links for links in most.values() if links})
+    return ok(f"{' or '.join(map(str, linked))} NVLinks up on every GPU") if linked else skip("no NVLink is connected")
 
 
 def peer_access(host: Host, seen: Seen) -> Verdict:

@@ -98,7 +98,8 @@ class Seen:
         if self.plan is None:
             return with_engine[0] if with_engine else None
         family = [one for one in with_engine if one.engine == self.plan.engine_family]
-        return next((one for one in family if one.engine_version == self.plan.engine_version), family[0] if family else None)
+        wanted = released(self.plan.engine_version)
+        return next((one for one in family if released(one.engine_version) == wanted), family[0] if family else None)
 
     def link(self, host: Host) -> HostLink | None:
         """How the other hosts reach this one."""
@@ -116,6 +117,11 @@ UNKNOWN = System()
 def system(host: Host) -> System:
     """The host's surroundings, all unknown where nothing was read."""
     return host.system or UNKNOWN
+
+
+def released(version: str | None) -> str:
+    """A version without the tag of its build: 0.33.0 for 0.33.0+cu129."""
+    return (version or "").partition("+")[0]
 
 
 def on(host: Host, command: str) -> str:

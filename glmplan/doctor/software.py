@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from glmplan.doctor.finding import Verdict, fail, ok, skip, warn
-from glmplan.doctor.seen import Seen, on, system
+from glmplan.doctor.seen import Seen, on, released, system
 from glmplan.facts.host import Host
 from glmplan.facts.system import EngineEnvironment
 
@@ -44,7 +44,7 @@ def driver(host: Host, seen: Seen) -> Verdict:
 def engine(host: Host, seen: Seen) -> Verdict:
     """The planned engine, in the planned version, is installed in some Python of the host."""
     found, plan = seen.engine(host), seen.plan
-    if found is not None and (plan is None or found.engine_version == plan.engine_version):
+    if found is not None and (plan is None or released(found.engine_version) == released(plan.engine_version)):
         return ok(_words(found))
     if plan is None:
         return warn(

@@ -21,6 +21,7 @@ from glmplan.engines.base import NodeCommand
 from glmplan.errors import UsageError
 from glmplan.facts.base import Frozen
 from glmplan.facts.model_config import first_problem, read_json
+from glmplan.node.state import home, make_folder
 from glmplan.planning.plan import Plan
 
 RESERVED = {"launches", "calibration", "node"}
@@ -61,9 +62,9 @@ def owner() -> str:
     return f"{getpass.getuser()}@{platform.node()}"
 
 
-def digest(plan: Plan, commands: tuple[NodeCommand, ...]) -> str:
-    """Tells two launches apart: same commands on the same hosts, same digest."""
-    text = "\n".join(command.model_dump_json() for command in commands) + plan.model
+def digest(plan: Plan, commands: tuple[NodeCommand, ...], has_key: bool = False) -> str:
+    """Tells two launches apart: same commands on the same hosts, with an API key or without one, same digest."""
+    text = "\n".join(command.model_dump_json() for command in commands) + plan.model + (" key" if has_key else "")
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -84,15 +85,14 @@ def check_name(name: str) -> str:
 
 def launches_folder() -> Path:
     """Where records lie on this machine."""
-    home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return Path(home) / "glmplan" / "launches"
+    return home() / "launches"
 
 
 def save(deployment: Deployment) -> Path:
     """Write the record whole or not at all."""
     folder = launches_folder()
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(folder)
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=".")
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(deployment.model_dump_json(indent=1) + "\n")

@@ -64,6 +64,14 @@ class AnswersWrong(WrongAnswersError):
         self.results, self.stops = results, stops
 
 
+class LaunchInterrupted(KeyboardInterrupt):
+    """Ctrl-C. What the launch had started is stopped (`stops`); what it had adopted alone goes on (`stops` is empty)."""
+
+    def __init__(self, stops: tuple[HostStop, ...]) -> None:
+        super().__init__()
+        self.stops = stops
+
+
 class Launched(Frozen):
     """A launch that is healthy. `canaries` is empty where the user asked for none."""
 
@@ -108,6 +116,7 @@ def launch(fleet: Fleet, deployment: Deployment, secrets: Secrets, judgement: Ju
     began = time.monotonic()
     before = kernel_logs(fleet)
     save(deployment)
+    nodes: tuple[Started, ...] = ()
     try:
         nodes = start_all(fleet, deployment, secrets)
         observer.started(nodes)
@@ -119,8 +128,11 @@ def launch(fleet: Fleet, deployment: Deployment, secrets: Secrets, judgement: Ju
         results = judge(fleet, deployment, judgement, observer)
     except (LaunchFailed, AnswersWrong, StartError):
         raise  # these have stopped what there was to stop
-    except BaseException:  # Ctrl-C and defects alike leave nothing running
-        stop_all(fleet, deployment.name)
+    except BaseException as error:  # Ctrl-C and defects alike leave nothing running that this launch started
+        adopted = bool(nodes) and all(node.state == "adopted" for node in nodes)
+        stops = () if adopted else stop_all(fleet, deployment.name)
+        if isinstance(error, KeyboardInterrupt):
+            raise LaunchInterrupted(stops) from None
         raise
     memory = measured_memory(fleet, deployment, seen)
     save(deployment.model_copy(update={"canaries_passed": tuple(r.name for r in results if r.status == "pass")}))

@@ -24,7 +24,7 @@ def engine_python(plan: Plan, node: PlanNode, host: Host) -> str:
     found = host.system.engines if host.system else ()
     own = [one for one in found if one.engine == plan.engine_family]
     patched = plan.engine != f"{plan.engine_family}-{plan.engine_version}"
-    fitting = [one for one in own if patched or one.engine_version == plan.engine_version]
+    fitting = [one for one in own if patched or (one.engine_version or "").split("+")[0] == plan.engine_version]
     if fitting:
         return fitting[0].python
     title = f"{plan.engine_family} {plan.engine_version}"
@@ -80,7 +80,7 @@ def make_deployment(
     has_gpus: bool = True,
 ) -> Deployment:  # fmt: skip
     """The record of what is about to start."""
-    code = digest(plan, tuple(commands))
+    code = digest(plan, tuple(commands), has_key)
     chosen = check_name(name) if name is not None else default_name(plan, code, rehearsal)
     weights = {node.node_rank: 0 for node in plan.nodes}
     for rank in plan.ranks:

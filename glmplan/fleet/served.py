@@ -126,7 +126,8 @@ def http_ask(url: str, api_key: str | None = None) -> Ask:
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
                 raise _silent(base, timeout_s) from None
-            raise NotHealthyError(f"{base} does not answer: {reason}.", "Check the address, and that it runs.") from None
+            words = getattr(reason, "strerror", None) or reason
+            raise NotHealthyError(f"{base} does not answer: {words}.", "Check the address, and that it runs.") from None
 
     return ask
 

@@ -13,7 +13,7 @@ from typing import Any
 from glmplan.errors import GlmplanError, UnreachableError
 from glmplan.fleet.deployment import API_KEY_FILE, Deployment, tcp_ports
 from glmplan.fleet.hosts import Fleet
-from glmplan.fleet.stop import stop_all
+from glmplan.fleet.stop import HostStop, stop_all
 from glmplan.kernels.packed import packed_text
 
 START_S = 60.0
@@ -40,7 +40,10 @@ class Started:
 
 
 class StartError(GlmplanError):
-    """A node refused to start; nothing that this call started is left. The exit code is the first reason's."""
+    """A node refused to start; what this call started is stopped again, and hosts where that is not proved are named.
+
+    The exit code is the first reason's.
+    """
 
 
 def requests(deployment: Deployment, secrets: Secrets) -> dict[str, dict[str, Any]]:
@@ -93,15 +96,15 @@ def start_all(fleet: Fleet, deployment: Deployment, secrets: Secrets) -> tuple[S
         return tuple(started)
     fresh = [node.host for node in started if node.state == "started"]
     unsure = [host for host, error in failed.items() if isinstance(error, UnreachableError)]
-    stop_all(fleet, deployment.name, [*fresh, *unsure])
-    raise _refused(failed)
+    raise _refused(failed, stop_all(fleet, deployment.name, [*fresh, *unsure]))
 
 
-def _refused(failed: Mapping[str, GlmplanError | None]) -> GlmplanError:
+def _refused(failed: Mapping[str, GlmplanError | None], stops: tuple[HostStop, ...]) -> GlmplanError:
     """All reasons in one error, of the class of the first."""
     first = next(error for error in failed.values() if error is not None)
     words = [f"{host}: {error.message}" for host, error in failed.items() if error is not None]
-    step = first.next_step
-    error = StartError("Nothing was started. " + " ".join(words), step)
+    left = [stop.host for stop in stops if not stop.stopped]
+    begin = f"NOT PROVED STOPPED: {', '.join(left)}; nothing else was started." if left else "Nothing was started."
+    error = StartError(f"{begin} {' '.join(words)}", first.next_step)
     error.exit_code = first.exit_code
     return error

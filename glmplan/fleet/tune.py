@@ -107,6 +107,7 @@ class Tuner:
         while True:
             try:
                 found = self._poll()
+                self._read(found)
             except UnreachableError as error:
                 self._observer.silent(error.message)
                 if self._clock() - answered_s > LOST_AFTER_S:
@@ -118,7 +119,6 @@ class Tuner:
                 continue
             answered_s = self._clock()
             self._observer.silent(None)
-            self._read(found)
             if found["state"] != "running":
                 self._require_success(found)
                 return True

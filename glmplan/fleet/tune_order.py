@@ -12,6 +12,7 @@ from typing import Any
 
 from glmplan import __version__
 from glmplan.errors import GlmplanError, UnsupportedError, UsageError
+from glmplan.facts.gpu import Gpu
 from glmplan.facts.host import Host
 from glmplan.fleet import tune_program
 from glmplan.fleet.deployment import owner
@@ -132,13 +133,18 @@ def require_gpu(host: Host) -> None:
 def choose_gpu(host: Host, held: int | None = None) -> tuple[int, str]:
     """The GPU that our own tuner holds already, else the first that is idle: its index and name."""
     ours = [gpu for gpu in host.gpus if gpu.index == held]
-    idle = ours or [gpu for gpu in host.gpus if sum(one.used_bytes or 0 for one in gpu.processes) < BUSY_BYTES]
+    idle = ours or [gpu for gpu in host.gpus if _held_bytes(gpu) < BUSY_BYTES]
     if not idle:
         raise GlmplanError(
             f"All {len(host.gpus)} GPUs of {host.name} are in use; times measured beside others mean nothing.",
             "Stop what runs there first (glmplan status, nvidia-smi).",
         )
     return idle[0].index, idle[0].name
+
+
+def _held_bytes(gpu: Gpu) -> int:
+    """What others hold on a GPU: processes of another container are not listed, their memory is."""
+    return max(gpu.memory_in_use_bytes, sum(one.used_bytes or 0 for one in gpu.processes))
 
 
 def check_shapes(shapes: Sequence[str]) -> tuple[str, ...]:

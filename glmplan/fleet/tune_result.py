@@ -131,7 +131,7 @@ class Tables:
                 found.tables[path.name] = {str(rows): config for rows, config in read_table(path).items()}
         for path in sorted((folder / "gains").glob("*.json")):
             if path.name in found.tables:
-                found.gains[path.name] = json.loads(path.read_text(encoding="utf-8"))
+                found.gains[path.name] = _read_gains(path)
         return found
 
     def add(self, line: TableLine, folder: Path) -> None:
@@ -145,6 +145,14 @@ class Tables:
             self.gains[line.file] = line.gains
         _write(folder / line.file, line.table, read_table)
         self.tables[line.file] = line.table
+
+
+def _read_gains(path: Path) -> Any:
+    """What an earlier run measured; refused by name where it is no JSON, as its table would be."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"The gains {path} cannot be read: {error}.", "Remove the file.") from None
 
 
 def _write(path: Path, content: object, check: Callable[[Path], object] | None = None) -> None:
@@ -169,10 +177,12 @@ def _write(path: Path, content: object, check: Callable[[Path], object] | None =
 
 def _shape(event: Event, tables: Tables) -> TunedShape:
     name = Path(event.file or "").name
-    found = (tables.gains.get(name) or {}).get("gains") or {}
+    told = tables.gains.get(name)
+    found = told.get("gains") if isinstance(told, dict) else None
     rows = tuple(
         RowGain(rows=int(count), default_us=_finite(one.get("default_us")), tuned_us=_finite(one.get("tuned_us")))
-        for count, one in found.items()
+        for count, one in (found.items() if isinstance(found, dict) else ())
+        if count.isdecimal() and isinstance(one, dict)
     )
     return TunedShape(
         name=event.shape, n=event.n, k=event.k, file=name, measured=event.kind == "done", gain=mean_gain(rows), rows=rows
@@ -186,4 +196,4 @@ def mean_gain(rows: Iterable[RowGain]) -> float | None:
 
 
 def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else None

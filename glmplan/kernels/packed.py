@@ -1,8 +1,8 @@
 """The kernels as one zip that travels: unpacked to a folder on PYTHONPATH it is an installed distribution with its plugins.
 
 Inside are the package without its other rooms (the kernels stand alone by contract), tuned tables where there are any, and
-a dist-info with the entry points of both engines, RECORD included: `missing_files` compares an unpacked folder with it, so
-a half-copied one is refused by name. Standard library only.
+a dist-info with the entry points of both engines, RECORD included: the plugins compare the folder they were loaded from with
+it, so a half-copied one is refused by name. Standard library only.
 """
 
 from __future__ import annotations
@@ -17,15 +17,22 @@ from functools import cache
 from pathlib import Path
 
 import glmplan
+from glmplan.errors import GlmplanError
 from glmplan.kernels.engines import ENTRY_POINT, SGLANG_GROUP, VLLM_GROUP
 
 PARTS = ("__init__.py", "errors.py", "kernels/**/*")
+RUN_INSIDE = ("glmplan/__init__.py", "glmplan/errors.py", "glmplan/kernels/")
 PLUGINS = {
     SGLANG_GROUP: "glmplan.kernels.engines.sglang_plugin:register",
     VLLM_GROUP: "glmplan.kernels.engines.vllm_plugin:register",
 }
 TUNED = "glmplan/profiles/tuned"
 """Where tuned tables lie inside the zip."""
+INSTALLER = b"glmplan\n"
+
+
+class HalfInstalledError(GlmplanError):
+    """Files of the package are missing or cut short."""
 
 
 def _files() -> dict[str, bytes]:
@@ -57,7 +64,7 @@ def _dist_info(files: dict[str, bytes]) -> dict[str, bytes]:
     own = {
         f"{folder}/METADATA": f"Metadata-Version: 2.1\nName: glmplan\nVersion: {glmplan.__version__}\n".encode(),
         f"{folder}/entry_points.txt": points.encode(),
-        f"{folder}/INSTALLER": b"glmplan\n",
+        f"{folder}/INSTALLER": INSTALLER,
     }
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
@@ -94,13 +101,32 @@ def packed_text() -> str:
 
 
 def missing_files(folder: Path) -> tuple[str, ...]:
-    """Files that RECORD lists and `folder` lacks or has with another size; RECORD itself where there is none."""
-    record = folder / f"glmplan-{glmplan.__version__}.dist-info" / "RECORD"
+    """Files that run inside an engine which RECORD lists and `folder` lacks or has with another size.
+
+    An unpacked zip without RECORD lacks that; a checkout, an editable install and a package whose RECORD a distributor left
+    out tell nothing, and lack nothing.
+    """
+    metadata = folder / f"glmplan-{glmplan.__version__}.dist-info"
+    record = metadata / "RECORD"
     if not record.is_file():
-        return (record.name,)
+        unpacked = (metadata / "INSTALLER").is_file() and (metadata / "INSTALLER").read_bytes() == INSTALLER
+        return (f"{metadata.name}/RECORD",) if unpacked else ()
     found = []
-    for name, _, size in csv.reader(io.StringIO(record.read_text())):
+    for row in csv.reader(io.StringIO(record.read_text(encoding="utf-8"))):
+        name, size = (row[0], row[2]) if len(row) == 3 else ("", "")
         path = folder / name
-        if not path.is_file() or (size and path.stat().st_size != int(size)):
+        if name.startswith(RUN_INSIDE) and size and not (path.is_file() and path.stat().st_size == int(size)):
             found.append(name)
     return tuple(found)
+
+
+def require_whole(folder: Path | None = None) -> None:
+    """Raises where the installed package is half-copied: what is left of it could still load, and compute something else."""
+    folder = folder or Path(glmplan.__file__).parent.parent
+    lacking = missing_files(folder)
+    if lacking:
+        raise HalfInstalledError(
+            f"glmplan is half-installed in {folder}: {len(lacking)} of its files are missing or cut short, "
+            f"{lacking[0]} among them.",
+            "Install it again, or launch again: glmplan launch brings it along whole.",
+        )

@@ -1,4 +1,4 @@
-"""One operation: `node.pyz OPERATION` reads a JSON request on stdin and prints one JSON answer on stdout.
+"""One operation: `node.pyz OPERATION` reads a JSON request on stdin and prints one JSON answer on stdout, after ANSWER_LINE.
 
 The answer is `{"ok": true, "result": ...}`, or `{"ok": false, "error": {"kind", "message", "next_step"}}`; everything
 else that a library prints goes to stderr. PROGRAMS keep the process for themselves.
@@ -11,6 +11,8 @@ import json
 import os
 import sys
 from typing import Any
+
+from .bundle import ANSWER_LINE
 
 OPERATIONS = {
     "hello": ("hello", "hello"),
@@ -63,6 +65,7 @@ def main() -> int:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not spoil the answer
     found = answer(name, request)
+    out.write(f"\n{ANSWER_LINE}\n")
     json.dump(found, out)
     out.write("\n")
     out.close()

@@ -11,6 +11,9 @@ from pathlib import Path
 PACKAGE = "glmplan_node"
 """The package's name inside the zip: a host may have another glmplan installed."""
 
+ANSWER_LINE = "glmplan-node-answer"
+"""The line before an operation's answer: what a login shell prints on stdout is told apart by it."""
+
 ENTRY = f"import sys\nfrom {PACKAGE}.__main__ import main\nsys.exit(main())\n"
 
 

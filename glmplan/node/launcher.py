@@ -20,7 +20,7 @@ from typing import Any
 from . import state
 from .bundle import bundle
 from .errors import NodeError
-from .port_holder import holder
+from .port_holder import holder, wait_for_passing
 from .processes import MARK, boot_id, record_of
 from .worker_log import LEAST_SECRET, Redactor
 
@@ -116,6 +116,8 @@ def require_free_ports(tcp_ports: list[Any]) -> None:
     for entry in tcp_ports:
         address, _, port = str(entry).rpartition(":")
         problem = _taken(address.strip("[]"), int(port))
+        if problem == "taken" and wait_for_passing(int(port)):
+            problem = _taken(address.strip("[]"), int(port))
         if problem:
             by = holder(int(port))
             who = f" by pid {by['pid']} ({by['command']}) of {by['owner']}" if by["pid"] else ""

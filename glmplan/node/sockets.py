@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 from .errors import NodeError
-from .port_holder import holder
+from .port_holder import holder, wait_for_passing
 
 LONGEST_LISTEN_S = 30.0
 GREETING_BYTES = 128
@@ -35,6 +35,8 @@ def ports(request: dict[str, Any]) -> dict[str, Any]:
     for bind in request["binds"]:
         address, port = str(bind.get("address") or ""), int(bind["port"])
         sock, problem = _bound(address, port)
+        if problem == "taken" and wait_for_passing(port):
+            sock, problem = _bound(address, port)
         if sock is not None:
             port = sock.getsockname()[1]
             sock.close()

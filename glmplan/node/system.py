@@ -98,8 +98,10 @@ def memory_and_limits() -> dict[str, Any]:
 
 
 def _limit(kind: int) -> int | None:
-    soft, _ = resource.getrlimit(kind)
-    return None if soft == resource.RLIM_INFINITY else soft
+    """What a worker gets: the supervisor raises open files to the hard limit; None is unlimited."""
+    soft, hard = resource.getrlimit(kind)
+    counts = hard if kind == resource.RLIMIT_NOFILE else soft
+    return None if counts == resource.RLIM_INFINITY else counts
 
 
 def _ephemeral_ports() -> list[int] | None:

@@ -45,6 +45,13 @@ def _adopt(wanted: launcher.Order) -> dict[str, Any] | None:
     place = wanted.place
     told, worker, found = _seen(place)
     if found == "running" and told.get("digest") == wanted.digest:
+        if told.get("node_rank") != wanted.node_rank:
+            raise NodeError(
+                "usage",
+                f"This host is node {told.get('node_rank')} of {wanted.deployment} already, and node {wanted.node_rank} was "
+                "asked for: two names mean one machine.",
+                "Name each machine once.",
+            )
         state.add_event(place, "adopted", owner=wanted.owner)
         return {"state": "adopted", "pid": worker.get("pid"), "log": str(place / "log"), "started_s": told["started_s"],
                 "owner": told.get("owner")}  # fmt: skip
@@ -65,6 +72,7 @@ def _start(wanted: launcher.Order, lock: int) -> dict[str, Any]:
     environment = launcher.worker_environment(wanted)
     argv = launcher.worker_argv(wanted, environment)
     _require_free_gpus(wanted)
+    _require_own_ports(wanted)
     launcher.require_free_ports(wanted.tcp_ports)
     gpus = worker_gpus.readings({"gpu_indexes": wanted.gpu_indexes}, set())
     started_s = time.time()
@@ -92,6 +100,29 @@ def _require_free_gpus(wanted: launcher.Order) -> None:
             f"Stop it (glmplan stop {told['deployment']}), or use other GPUs.",
         )
     worker_gpus.require_no_foreign(wanted.gpu_indexes)
+
+
+def _require_own_ports(wanted: launcher.Order) -> None:
+    """Refuse ports of another deployment that runs, also while its worker has not come to listening yet."""
+    for place in state.folders(of_all_nodes=True):
+        told, worker, found = _seen(place)
+        shared = [one for one in wanted.tcp_ports if any(_same_port(one, other) for other in told.get("tcp_ports", []))]
+        if place == wanted.place or not shared or found != "running":
+            continue
+        raise NodeError(
+            "port-taken",
+            f"TCP port {str(shared[0]).lstrip(':')} belongs to {told['deployment']} of "
+            f"{told.get('owner') or 'an unknown owner'} (pid {worker.get('pid')}, started {_clock(told.get('started_s'))}).",
+            f"Stop it (glmplan stop {told['deployment']}), or choose another port.",
+        )
+
+
+def _same_port(one: object, other: object) -> bool:
+    """Whether two entries of `tcp_ports` meet: equal ports on one address, or on any."""
+    (address, _, port), (other_address, _, other_port) = str(one).rpartition(":"), str(other).rpartition(":")
+    return port == other_port and (
+        address == other_address or not {address, other_address}.isdisjoint({"", "0.0.0.0", "::"})
+    )
 
 
 def condition(place: Path, worker: dict[str, Any]) -> str:

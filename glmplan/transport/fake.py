@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from glmplan.node.bundle import ANSWER_LINE
 from glmplan.transport.base import Completed, HostName
 from glmplan.transport.errors import ConnectionFailedError, ConnectionLostError, TimedOutError
 from glmplan.transport.node import BOOTSTRAP
@@ -121,4 +122,4 @@ class FakeTransport:
             kind = getattr(error, "kind", type(error).__name__)
             words = {"message": str(error), "next_step": getattr(error, "next_step", "")}
             found = {"ok": False, "error": {"kind": kind, **words}}
-        return Completed(0 if found["ok"] else 1, json.dumps(found).encode() + b"\n", b"")
+        return Completed(0 if found["ok"] else 1, f"\n{ANSWER_LINE}\n{json.dumps(found)}\n".encode(), b"")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from glmplan.bench.prompts import Prompts
+from glmplan.bench.run import Settings
+from glmplan.errors import UsageError
 from glmplan.fleet.reference import FIRST_ID, LAST_ID
 
 
@@ -31,3 +35,12 @@ def test_a_seed_repeats_a_run():
     assert Prompts(seed=5).ids(64) == Prompts(seed=5).ids(64)
     assert Prompts(seed=5).words(64) == Prompts(seed=5).words(64)
     assert len(Prompts().words(64).split()) == 65
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [Settings(requests_per_level=10**9), Settings(rate_per_s=1e8), Settings(concurrency=(1, 4096), prompt_tokens=200_000)],
+)
+def test_more_requests_than_memory_holds_are_refused_before_they_are_made(settings: Settings) -> None:
+    with pytest.raises(UsageError, match="too many for one level"):
+        settings.check(None)

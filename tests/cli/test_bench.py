@@ -242,6 +242,7 @@ def test_a_server_that_is_no_engine_is_refused(glmplan):
         ("--url", "http://x:notaport"),
         ("--url", "http://x", "--concurrency", "1,1"),
         ("--url", "http://x", "--concurrency", "0"),
+        ("--url", "http://x", "--concurrency", "10000000"),
         ("--url", "http://x", "--concurrency", "1,"),
         ("--url", "http://x", "--concurrency", "4", "--rate", "1"),
         ("--url", "http://x", "--rate", "-1"),

@@ -140,7 +140,7 @@ def test_what_is_there_is_kept_and_measured_again_only_when_asked(home: Home):
 
 
 def test_ctrl_c_stops_the_tuner_keeps_its_tables_and_the_next_run_goes_on(home: Home):
-    home.engine(case_s=0.7)
+    home.engine(case_s=1.5)
     process = home.start(*TWO)
     wait_until("the first table", lambda: (home.tables / FIRST).exists())
     process.send_signal(signal.SIGINT)

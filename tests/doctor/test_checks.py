@@ -55,6 +55,8 @@ def test_exit_code_is_one_only_for_failures() -> None:
 def test_only_names_checks_and_refuses_others() -> None:
     assert [check.name for check in chosen("clock, ports", with_deep=False)] == ["clock", "ports"]
     assert all(check.level == "quick" for check in chosen(None, with_deep=False))
+    with pytest.raises(UsageError, match="',' names no check"):
+        chosen(",", with_deep=False)
     with pytest.raises(UsageError, match="no check 'prots'") as error:
         chosen("prots", with_deep=False)
     assert "ports" in error.value.next_step

@@ -88,6 +88,15 @@ def test_one_gpu_that_differs(check: str, facts: dict[str, Any], status: str, wo
     assert words in found.evidence
 
 
+def test_nvlinks_are_compared_between_equal_gpus() -> None:
+    made = host(gpu_changes={"nvlink_active": 18})
+    other = tuple(
+        gpu.model_copy(update={"nvlink_active": 4, "name": "NVIDIA A40"}) if gpu.index > 3 else gpu for gpu in made.gpus
+    )
+    found = verdict("nvlink", seen(made.model_copy(update={"gpus": other})))
+    assert (found.status, found.evidence) == ("ok", "4 or 18 NVLinks up on every GPU")
+
+
 def test_peers_without_direct_copies() -> None:
     none = tuple(PeerLink(gpu_index=a, peer_index=b, path="PHB", p2p=False) for a in range(8) for b in range(8) if a != b)
     found = verdict("peer-access", seen(host(peers=none)))

@@ -37,6 +37,12 @@ def test_of_several_environments_the_planned_version_is_taken() -> None:
     assert VENV in verdict("engine", seen(host(engines=both), host(2), host(3), plan=plan())).evidence
 
 
+def test_a_build_tag_is_no_other_version() -> None:
+    tagged = host(engines=(engine(engine_version="0.5.13.post1"), engine(engine_version="0.5.23+cu129")))
+    found = verdict("engine", seen(tagged, host(2), host(3), plan=plan()))
+    assert (found.status, "0.5.23+cu129" in found.evidence) == ("ok", True)
+
+
 def test_versions_that_differ_fail_and_are_named() -> None:
     what = seen(host(1), host(2, engines=(engine(nccl_version="2.27.3"),)), host(3))
     found = verdict("versions", what)
@@ -95,6 +101,7 @@ def test_variables_against_the_plans_interface() -> None:
         ({"config": False}, "fail", "config.json"),
         ({"tokenizer": False}, "warn", "no tokenizer"),
         ({"files_expected": None}, "warn", "no index"),
+        ({"files_expected": None, "files_present": 1}, "ok", "1 file, 703.0 GiB"),
         ({}, "ok", "141 files, 703.0 GiB"),
     ],
 )

@@ -46,7 +46,7 @@ class Case:
 
     def require_agreement(self, config: dict[str, int]) -> None:
         if self.settings.get("wrong"):
-            from glmplan.kernels.engines.process import WrongAnswersError
+            from glmplan.errors import WrongAnswersError
 
             raise WrongAnswersError("A tile gives results 0.5 away from the engine's default.")
 

@@ -181,7 +181,7 @@ def test_a_taken_port_names_its_holder(controller: Controller):
     for pid in hosts.pids("h1"):
         os.kill(pid, signal.SIGKILL)
     assert ran.code == 1
-    assert "30000 is taken by pid" in ran.err
+    assert "30000 on 127.0.0.1: taken by pid" in ran.err
     wait_until("the service's end", lambda: not hosts.pids("h1"))
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from glmplan.errors import UsageError
 from glmplan.facts.gpu import Gpu, GpuProcess
 from glmplan.facts.host import Host
 from glmplan.facts.system import EngineEnvironment, System
-from glmplan.fleet.tune_order import check_shapes, choose_gpu, choose_python, tuned_folder
-from glmplan.fleet.tune_result import Event, RowGain, TableLine, Tables, mean_gain, parse_line
+from glmplan.fleet.tune_order import Tuning, check_shapes, choose_gpu, choose_python, tuned_folder
+from glmplan.fleet.tune_result import Event, RowGain, TableLine, Tables, Tuned, mean_gain, parse_line
 from glmplan.kernels.engines.sglang_tables import file_name
 from tests import fake_nvml_build
 from tests.fleet.control import Controller, wait_until
@@ -125,6 +126,8 @@ def test_a_gpu_that_others_use_is_not_measured_on_but_our_own_tuners_is():
     assert choose_gpu(busy, held=0)[0] == 0
     with pytest.raises(Exception, match="All 1 GPUs of h1 are in use"):
         choose_gpu(host(gpus=(gpu(0, 20 << 30),)))
+    hidden = gpu(0, 0).model_copy(update={"memory_in_use_bytes": 20 << 30})  # a process of another container
+    assert choose_gpu(host(gpus=(hidden, gpu(1, 0))))[0] == 1
 
 
 def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -157,6 +160,23 @@ def test_the_gain_is_the_geometric_mean_over_what_could_run():
     assert mean_gain(rows) == pytest.approx(2.0)
     assert mean_gain([*rows, RowGain(rows=4, default_us=None, tuned_us=1.0)]) == pytest.approx(2.0)
     assert mean_gain([]) is None
+
+
+@pytest.mark.parametrize(
+    "gains", ["{", "[1]", '{"gains": [1]}', '{"gains": {"x": 1, "2": {"default_us": "a", "tuned_us": 0}}}']
+)
+def test_gains_that_were_damaged_are_named_or_left_out(tmp_path: Path, gains: str):
+    (tmp_path / "gains").mkdir()
+    (tmp_path / FIRST).write_text(json.dumps({"1": CONFIG}))
+    (tmp_path / "gains" / FIRST).write_text(gains)
+    if gains == "{":
+        with pytest.raises(UsageError, match=r"gains .*cannot be read"):
+            Tables.read(tmp_path)
+        return
+    kept = Event(kind="kept", shape="o_proj", n=2624, k=6144, step=1, steps=1, file=FIRST)
+    tuning = Tuning("python3", "0.5.23", 0, "NVIDIA H200", 8, tmp_path)
+    (shape,) = Tuned.of(tuning, "local", [kept], Tables.read(tmp_path), interrupted=False, timed_out=False).shapes
+    assert (shape.gain, shape.measured) == (None, False)
 
 
 def test_shapes_are_read_before_a_host_is_asked():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from glmplan.doctor.package import kernels_package
+from glmplan.kernels.packed import packed_text
 from glmplan.node import deep as node_deep
 from glmplan.node.errors import NodeError
 from glmplan.transport.base import parse_hosts
@@ -70,7 +70,7 @@ def test_a_rank_that_nobody_joins_ends_in_time_with_torchs_words(tmp_path: Path,
 
 @needs_torch
 def test_kernels_run_from_the_package_that_was_sent() -> None:
-    found = deep("kernels", gpu_indexes=[0], package=kernels_package())["gpus"][0]
+    found = deep("kernels", gpu_indexes=[0], package=packed_text())["gpus"][0]
     assert found["exit_status"] == 4  # no GPU, or no Triton: said by the package itself
     assert found["err"].startswith("glmplan: ")
 

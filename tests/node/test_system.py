@@ -40,8 +40,8 @@ def test_memory_limits_and_ports() -> None:
     assert found["shared_memory_free_bytes"] <= found["shared_memory_total_bytes"]
     low, high = found["ephemeral_ports"]
     assert 0 < low < high < 65536
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert found["limits"]["open_files"] == (None if soft == resource.RLIM_INFINITY else soft)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert found["limits"]["open_files"] == (None if hard == resource.RLIM_INFINITY else hard)
 
 
 def test_an_unreadable_proc_is_unknown_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -327,3 +327,26 @@ def test_a_state_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> 
     with pytest.raises(NodeFailedError, match="cannot be written: Not a directory") as caught:
         Host(tmp_path / "file").shell("sleep 300")
     assert caught.value.kind == "state-unwritable"
+
+
+def test_two_names_of_one_machine_are_not_two_nodes(host: Host) -> None:
+    host.shell("sleep 300", node_rank=0)
+    with pytest.raises(NodeFailedError, match="two names mean one machine"):
+        host.shell("sleep 300", node_rank=1)
+    assert host.poll()["state"] == "running"
+
+
+@pytest.mark.parametrize(("own", "others", "meet"), [
+    ("127.0.0.1:{0}", "127.0.0.1:{0}", True), (":{0}", "127.0.0.1:{0}", True), ("127.0.0.2:{0}", "127.0.0.1:{0}", False),
+    ("127.0.0.1:{0}", "127.0.0.1:{1}", False),
+])  # fmt: skip
+def test_a_port_of_a_worker_that_does_not_listen_yet_is_taken(host: Host, own: str, others: str, meet: bool) -> None:
+    ports = free_port(), free_port()
+    host.shell("sleep 300", tcp_ports=[others.format(*ports)])
+    if meet:
+        with pytest.raises(NodeFailedError, match="belongs to d of") as caught:
+            host.shell("sleep 300", deployment="e", tcp_ports=[own.format(*ports)])
+        assert caught.value.kind == "port-taken"
+        assert "glmplan stop d" in caught.value.next_step
+    else:
+        assert host.shell("sleep 300", deployment="e", tcp_ports=[own.format(*ports)])["state"] == "started"

@@ -64,7 +64,7 @@ def test_hashed_names_both_ways(tmp_path: Path) -> None:
     assert verdict(path, "h1") is Verdict.KNOWN
     assert verdict(path, "h2") is Verdict.UNKNOWN
     record(path, "[h2]:2222", KEY, hashed=True)
-    assert "h2" not in path.read_text()
+    assert "[h2]" not in path.read_text()
     subprocess.run(["ssh-keygen", "-F", "[h2]:2222", "-f", path], check=True, capture_output=True)
 
 

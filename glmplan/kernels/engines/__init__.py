@@ -44,11 +44,13 @@ class PortLine(NamedTuple):
 
 
 def parse_port_line(line: str) -> PortLine | None:
-    """The PortLine in a log line, whatever stands before the marker; None where there is none."""
+    """The PortLine in a log line, whatever stands before the marker; None where there is none, or half of one."""
     _, marker, rest = line.partition(MARKER)
     values = dict(part.partition("=")[::2] for part in rest.split())
     engine = next((name for name in ("sglang", "vllm") if name in values), "")
     if not marker or not engine or not {"glmplan", "sm", "compiled_for", "replaced"} <= values.keys():
+        return None
+    if not (values["sm"].isdecimal() and values["compiled_for"].isdecimal()):
         return None
     known = {"glmplan", engine, "sm", "compiled_for", "replaced"}
     return PortLine(

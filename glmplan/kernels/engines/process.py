@@ -19,12 +19,6 @@ from glmplan.kernels.engines import FAILURE, PORT, PORT_MODES
 Result = TypeVar("Result")
 
 
-class WrongAnswersError(GlmplanError):
-    """A kernel gives other numbers than its reference on this GPU."""
-
-    exit_code = 7
-
-
 def port_mode() -> str:
     """What GLMPLAN_PORT asks for: auto (unset, too), force or off."""
     asked = os.environ.get(PORT, "").strip() or "auto"

@@ -15,10 +15,17 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import glmplan
-from glmplan.errors import UnsupportedError
-from glmplan.kernels.engines import PORT, PortLine
-from glmplan.kernels.engines.process import end_process, fatal_errors, port_mode, requested_sm, say
+try:
+    from glmplan import __version__
+    from glmplan.errors import UnsupportedError
+    from glmplan.kernels import packed
+    from glmplan.kernels.engines import PORT, PortLine
+    from glmplan.kernels.engines.process import end_process, fatal_errors, port_mode, requested_sm, say
+except (ImportError, SyntaxError) as broken:  # the engine would log it and go on without us
+    if os.environ.get("GLMPLAN_PORT", "").strip() != "off":
+        os.write(2, f"glmplan port failed: glmplan is half-installed ({broken}). Install it again.\n".encode())
+        os._exit(1)
+    raise
 
 SHAPES = {
     "index_n_heads": 32, "index_head_dim": 128, "index_topk": 2048, "kv_lora_rank": 512, "qk_rope_head_dim": 64,
@@ -36,6 +43,7 @@ def register() -> None:
         mode = port_mode()
         if mode == "off":
             return
+        packed.require_whole()
         requested_sm()
         if release_of(mode) is not None:
             install_early()
@@ -115,7 +123,7 @@ def activate(runner: Any) -> None:
 
     sglang_selftest.run(kv, heads=attention_heads(runner))
     settings = {"mode": mode, "prefill": str(backends[0]), "decode": str(backends[1]), "kv": kv}
-    say(PortLine(glmplan.__version__, "sglang", version, sm, requested_sm() or sm, settings, replaced).render())
+    say(PortLine(__version__, "sglang", version, sm, requested_sm() or sm, settings, replaced).render())
 
 
 def acts(mode: str, sm: int, backends: tuple[str | None, str | None]) -> bool:

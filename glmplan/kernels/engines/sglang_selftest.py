@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from glmplan.errors import WrongAnswersError
 from glmplan.kernels.engines import sglang_attention, sglang_cache, sglang_indexer, sglang_topk
-from glmplan.kernels.engines.process import WrongAnswersError
 from glmplan.kernels.indexer_logits import reference as logits_reference
 from glmplan.kernels.indexer_logits import samples as logits_samples
 from glmplan.kernels.kv_quant import reference as quant_reference

@@ -21,8 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glmplan.errors import GlmplanError, UnsupportedError, UsageError
-from glmplan.kernels.engines.process import WrongAnswersError
+from glmplan.errors import GlmplanError, UnsupportedError, UsageError, WrongAnswersError
 from glmplan.kernels.engines.sglang_tables import BLOCK, Config, Table, file_name, read_table
 from glmplan.kernels.engines.sglang_versions import VERSIONS
 

@@ -10,14 +10,22 @@ What cannot be served ends the process. A launcher must pass `--attention-backen
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
-import glmplan
-from glmplan.errors import UnsupportedError
-from glmplan.kernels.engines import PORT, PortLine
-from glmplan.kernels.engines.process import fatal_errors, port_mode, requested_sm, say
-from glmplan.kernels.engines.vllm_versions import BACKEND, BACKEND_CLASS, BACKEND_FLAG, FP8_SM, VERSIONS, Release, Target
+try:
+    from glmplan import __version__
+    from glmplan.errors import UnsupportedError
+    from glmplan.kernels import packed
+    from glmplan.kernels.engines import PORT, PortLine
+    from glmplan.kernels.engines.process import fatal_errors, port_mode, requested_sm, say
+    from glmplan.kernels.engines.vllm_versions import BACKEND, BACKEND_CLASS, BACKEND_FLAG, FP8_SM, VERSIONS, Release, Target
+except (ImportError, SyntaxError) as broken:  # the engine would log it and go on without us
+    if os.environ.get("GLMPLAN_PORT", "").strip() != "off":
+        os.write(2, f"glmplan port failed: glmplan is half-installed ({broken}). Install it again.\n".encode())
+        os._exit(1)
+    raise
 
 ARCHITECTURE = "GlmMoeDsaForCausalLM"
 SHAPES = {
@@ -32,8 +40,12 @@ def register() -> None:
     """The entry point."""
     global _registered
     with fatal_errors("Loading glmplan's kernels into vLLM"):
-        mode, asked, sm = port_mode(), requested_sm(), advertised_sm()
-        if _registered or mode == "off" or sm is None:
+        mode = port_mode()
+        if _registered or mode == "off":
+            return
+        packed.require_whole()
+        asked, sm = requested_sm(), advertised_sm()
+        if sm is None:
             return
         release = release_of(engine_version(), mode, sm)
         if release is not None and acts(release, mode, sm):
@@ -97,6 +109,7 @@ def activate(config: Any) -> None:
 
     version, sm = engine_version(), run_as.device_sm()
     compiled_for = requested_sm() or sm
+    require_one_kind(compiled_for, requested_sm() or advertised_sm())
     release = VERSIONS[version.partition("+")[0]]
     for target in release.needs:
         vllm_hooks.expected(target, version)
@@ -107,12 +120,22 @@ def activate(config: Any) -> None:
     vllm_selftest.run(kv, heads=config.model_config.get_num_attention_heads(config.parallel_config))
     settings = {"mode": port_mode(), "backend": BACKEND, "kv": kv}
     registered = (f"AttentionBackendEnum.{BACKEND}", *(release.models if compiled_for < FP8_SM else ()))
-    say(PortLine(glmplan.__version__, "vllm", version, sm, compiled_for, settings, (*registered, *replaced)).render())
+    say(PortLine(__version__, "vllm", version, sm, compiled_for, settings, (*registered, *replaced)).render())
 
 
 def chosen(release: Release, compiled_for: int) -> tuple[Target, ...]:
     """The targets that this SM needs replaced."""
     return tuple(target for target in release.targets if not target.below_sm or compiled_for < target.below_sm)
+
+
+def require_one_kind(compiled_for: int, first: int | None) -> None:
+    """The model classes follow from the node's first GPU; a rank that needs the others could not compile its kernels."""
+    if first is not None and (compiled_for < FP8_SM) != (first < FP8_SM):
+        raise UnsupportedError(
+            f"This rank's GPU is sm_{compiled_for} and the first of its node is sm_{first}; below sm_{FP8_SM} vLLM needs "
+            "other model classes, and a node has one kind.",
+            "Serve with GPUs of one kind: CUDA_VISIBLE_DEVICES.",
+        )
 
 
 def require_servable(config: Any) -> None:

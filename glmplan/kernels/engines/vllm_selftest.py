@@ -12,8 +12,9 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from glmplan.errors import WrongAnswersError
 from glmplan.kernels.engines import vllm_indexer
-from glmplan.kernels.engines.process import WrongAnswersError, compiled_as_asked
+from glmplan.kernels.engines.process import compiled_as_asked
 from glmplan.kernels.indexer_logits import reference as logits_reference
 from glmplan.kernels.indexer_logits import samples as logits_samples
 from glmplan.kernels.kv_quant import reference as quant_reference

@@ -7,8 +7,10 @@ lines that stand where the engine's modules do, so that neither its dependencies
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,9 +20,11 @@ from pathlib import Path
 
 import pytest
 
+import glmplan
 from glmplan.errors import UsageError
 from glmplan.kernels.engines import ENTRY_POINT, FAILURE, MARKER, SGLANG_GROUP, PortLine, parse_port_line
 from glmplan.kernels.engines.process import port_mode
+from glmplan.kernels.packed import missing_files, packed
 from tests.contracts.wheels import WheelUnavailable, wheel
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -104,7 +108,8 @@ def run(site: Path, code: str, **environment: str) -> subprocess.CompletedProces
     path = os.pathsep.join([str(site), str(ROOT)])
     return subprocess.run(
         [sys.executable, "-W", "error::ImportWarning", "-c", textwrap.dedent(code)],
-        env={**inherited, "PYTHONPATH": path, **environment}, capture_output=True, text=True, timeout=120, check=False,
+        env={**inherited, "PYTHONPATH": path, **environment}, cwd=site, capture_output=True, text=True, timeout=120,
+        check=False,
     )  # fmt: skip
 
 
@@ -168,6 +173,64 @@ def test_targets_are_looked_for_when_the_gpu_is_known(engine: Path, version: str
     missing = "sglang.srt.layers" if version == "0.5.23" else "deep_gemm"
     sentence = refusal(in_a_scheduler(engine, before=backends(version)), 4)
     assert f"SGLang {version} has no {missing}" in sentence
+
+
+@pytest.fixture
+def unpacked(engine: Path) -> Path:
+    """The site with the package as `launch` sends it, in place of this checkout's."""
+    shutil.rmtree(engine / "glmplan-0.dist-info")
+    with zipfile.ZipFile(io.BytesIO(packed())) as archive:
+        archive.extractall(engine)
+    return engine
+
+
+def test_the_package_that_launch_sends_is_whole_and_found(unpacked: Path):
+    assert missing_files(unpacked) == ()
+    result = in_a_scheduler(unpacked, sm=90)
+    assert (result.returncode, result.stdout.split()) == (0, ["loaded"]), result.stderr
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "glmplan/kernels/topk/kernel.py",  # imported late, or not at all
+        "glmplan/kernels/engines/process.py",  # imported first
+        "glmplan/kernels/engines/__init__.py",
+        "glmplan/errors.py",
+        f"glmplan-{glmplan.__version__}.dist-info/RECORD",
+    ],
+)
+def test_a_half_installed_package_ends_the_process(unpacked: Path, lost: str):
+    (unpacked / lost).unlink()
+    sentence = refusal(run(unpacked, LOADING), 1)
+    assert "glmplan is half-installed" in sentence
+    assert sentence.endswith(".")
+
+
+def test_a_file_cut_short_is_named(unpacked: Path):
+    kernel = unpacked / "glmplan/kernels/sparse_mla/kernel.py"
+    kernel.write_bytes(kernel.read_bytes()[:-40])
+    sentence = refusal(run(unpacked, LOADING), 1)
+    assert f"half-installed in {unpacked}: 1 of its files are missing or cut short, glmplan/kernels/sparse_mla" in sentence
+
+
+def test_a_half_installed_package_that_is_off_leaves_the_engine_alone(unpacked: Path):
+    (unpacked / "glmplan/kernels/engines/process.py").unlink()
+    result = run(unpacked, LOADING, GLMPLAN_PORT="off")
+    assert (result.returncode, FAILURE in result.stderr) == (0, False), result.stderr
+    assert result.stdout.split() == ["loaded"]
+
+
+def test_an_installed_wheel_is_judged_by_the_files_that_run_in_an_engine(tmp_path: Path):
+    """RECORD as pip writes it: scripts outside, bytecode without sizes, profiles that a user may edit."""
+    rows = ["../../../bin/glmplan,sha256=x,200", "glmplan/kernels/__pycache__/a.pyc,,", "glmplan/profiles/a.toml,sha256=x,9"]
+    record = tmp_path / f"glmplan-{glmplan.__version__}.dist-info" / "RECORD"
+    record.parent.mkdir()
+    record.write_text("\n".join([*rows, "glmplan/kernels/a.py,sha256=x,3"]))
+    assert missing_files(tmp_path) == ("glmplan/kernels/a.py",)
+    (tmp_path / "glmplan/kernels").mkdir(parents=True)
+    (tmp_path / "glmplan/kernels/a.py").write_text("abc")
+    assert missing_files(tmp_path) == ()
 
 
 @pytest.mark.parametrize("sm", [90, 100])
@@ -261,6 +324,8 @@ def test_the_line_can_be_read_back_from_a_log():
     assert parse_port_line(f"[2026-01-01 00:00:00 TP0] {text}") == line
     assert parse_port_line("glmplan port failed: GLMPLAN_PORT is 'on'.") is None
     assert parse_port_line("nothing of ours") is None
+    for torn in (text.replace("sm=89", "sm=8"), text.replace(" sm=89", ""), text[:40], text.replace("sm=89", "sm=glmplan")):
+        assert parse_port_line(torn) in (None, line._replace(sm=8))
 
 
 @pytest.mark.skipif(

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.proof import agreement, eagle, harness, judge, speed
 
+RECORDS = sorted((Path(__file__).resolve().parents[3] / "docs/proof").glob("*.json"))
 SERVER = """
     import http.server, json, os, sys, time
     argument = lambda name: sys.argv[sys.argv.index(name) + 1]
@@ -132,6 +133,22 @@ def test_a_comparison_that_does_not_notice_a_wrong_answer_proves_nothing():
     assert not judge.judge_agreement({"again": same}, {"port": same}, {"control": same}, 1)["holds"]
     assert not judge.judge_agreement({}, {"port": same}, {}, 1)["holds"]
     assert not judge.judge_agreement({"again": same}, {"port": same}, {}, 2)["holds"]
+
+
+def test_speed_holds_when_both_were_measured_whole():
+    stock = {"prefill 3000": 200.0, "decode 1 streams": 10.0}
+    assert judge.judge_speed(stock, {name: value / 2 for name, value in stock.items()})["holds"]
+    cut = judge.judge_speed(stock, {"prefill 3000": 100.0})
+    assert not cut["holds"]
+    assert cut["lines"][-1] == "not measured: decode 1 streams"
+    assert not judge.judge_speed({}, {})["holds"]
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=[path.stem for path in RECORDS])
+def test_recorded_verdicts_follow_from_their_figures(path: Path):
+    record = json.loads(path.read_text())
+    assert judge.rejudge(record) is record["verdict"]["holds"]
+    assert not judge.rejudge({**record, "verdict": {**record["verdict"], "holds": False}})
 
 
 def test_the_installed_package_has_the_entry_point(setting: harness.Setting):

@@ -5,14 +5,18 @@ Each case is a process of its own with a small stand-in for the `vllm` package; 
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 import textwrap
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from glmplan.kernels.packed import packed
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -95,7 +99,8 @@ def run(engine: Path, body: str = "", sm: int = 80, version: str = "0.33.0", **e
     asked = {"PYTHONPATH": f"{engine}{os.pathsep}{ROOT}", "FAKE_SM": str(sm), "FAKE_VERSION": version}
     script = textwrap.dedent(SCRIPT) + textwrap.dedent(body or "print(acted)")
     command = [sys.executable, "-c", script]
-    return subprocess.run(command, env=cleared | asked | environment, capture_output=True, text=True, check=False)
+    environment = cleared | asked | environment
+    return subprocess.run(command, env=environment, cwd=engine, capture_output=True, text=True, check=False)
 
 
 def refused(result: subprocess.CompletedProcess[str], exit_code: int, sentence: str) -> None:
@@ -132,6 +137,19 @@ def test_models_without_fp8_kernels_are_registered_below_sm89(engine: Path, sm: 
     result = run(engine, body, sm=sm, GLMPLAN_PORT="force", GLMPLAN_RUN_AS=run_as)
     assert result.stdout.startswith(f"{models} "), result.stderr
     assert "glmplan.kernels.engines.vllm_backend.SparseMLABackend" in result.stdout
+
+
+@pytest.mark.parametrize(("first", "own"), [(89, 86), (86, 89), (90, 80)])
+def test_a_rank_that_needs_other_model_classes_than_its_node_is_refused(engine: Path, first: int, own: int):
+    result = run(engine, f"run_as.device_sm = lambda device=None: {own}; start(glm())", sm=first, GLMPLAN_PORT="force")
+    refused(result, 4, f"This rank's GPU is sm_{own} and the first of its node is sm_{first}")
+
+
+def test_a_half_installed_package_is_refused(engine: Path):
+    with zipfile.ZipFile(io.BytesIO(packed())) as archive:
+        archive.extractall(engine)
+    (engine / "glmplan/kernels/topk/kernel.py").unlink()
+    refused(run(engine), 1, f"glmplan is half-installed in {engine}: 1 of its files")
 
 
 def test_a_second_call_changes_nothing(engine: Path):

@@ -11,8 +11,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
+from glmplan.errors import WrongAnswersError  # noqa: E402
 from glmplan.kernels.engines import vllm_selftest  # noqa: E402
-from glmplan.kernels.engines.process import WrongAnswersError  # noqa: E402
 from glmplan.kernels.kv_quant import reference  # noqa: E402
 
 CPU = torch.device("cpu")
