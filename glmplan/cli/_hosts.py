@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from getpass import getpass
 from pathlib import Path
@@ -16,7 +16,7 @@ from glmplan.errors import GlmplanError, UnreachableError, UsageError
 if TYPE_CHECKING:
     from glmplan.facts.host import Host
     from glmplan.probe.remote import FactsRequest
-    from glmplan.transport.base import HostName, Transport
+    from glmplan.transport.base import HostName
     from glmplan.transport.fanout import Outcome
     from glmplan.transport.open import SshOptions
 
@@ -77,25 +77,6 @@ def _ask_passphrase(key: Path) -> str | None:
         return getpass(f"Passphrase of {key}: ", stream=sys.stderr) or None
     except EOFError:
         return None
-
-
-def on_each(
-    options: HostOptions, work: Callable[[HostName, Transport], T], timeout_s: float, limit: int = 32
-) -> tuple[Outcome[T], ...]:
-    """Run `work` with an open transport on every host of `--hosts`, at once, in their order."""
-    from glmplan.transport.fanout import each
-    from glmplan.transport.open import open_transport
-
-    connection = ssh_options(options)
-
-    def opened(host: HostName) -> T:
-        transport = open_transport(host, connection)
-        try:
-            return work(host, transport)
-        finally:
-            transport.close()
-
-    return each(named_hosts(options), opened, limit=limit, timeout_s=timeout_s)
 
 
 def probed(options: HostOptions, request: FactsRequest | None = None) -> tuple[Outcome[Host], ...]:

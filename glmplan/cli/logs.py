@@ -80,8 +80,7 @@ def _show(
     ranks = {number: ranks_of_node(record.plan, number) for number in range(len(record.hosts))}
     wanted_rank = None if rank is None else divmod(rank, layout.tp_size)
     chosen = [n for n in ranks if node in (None, n) and (wanted_rank is None or wanted_rank in ranks[n])]
-    family = "sglang" if record.rehearsal else record.plan.engine_family
-    readers = {n: NodeProgress(family, ranks[n], layout.tp_size, head=n == 0) for n in chosen}
+    readers = {n: NodeProgress(record.log_family, ranks[n], layout.tp_size, head=n == 0) for n in chosen}
     offsets = dict.fromkeys(chosen, -TAIL_BYTES)
     told: set[str] = set()
     with fleet_of(record, options) as fleet:

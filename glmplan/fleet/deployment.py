@@ -21,6 +21,7 @@ from glmplan.engines.base import NodeCommand
 from glmplan.errors import UsageError
 from glmplan.facts.base import Frozen
 from glmplan.facts.model_config import first_problem, read_json
+from glmplan.fleet.log_lines import Family
 from glmplan.node.state import home, make_folder
 from glmplan.planning.plan import Plan
 
@@ -48,6 +49,11 @@ class Deployment(Frozen):
     weights_bytes: tuple[int, ...]
     canaries_passed: tuple[str, ...] = ()
     plan: Plan
+
+    @property
+    def log_family(self) -> Family:
+        """Whose lines the workers print: the stand-in of a rehearsal prints SGLang's."""
+        return "sglang" if self.rehearsal else self.plan.engine_family
 
     @property
     def base_url(self) -> str:

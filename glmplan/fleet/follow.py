@@ -16,8 +16,7 @@ from glmplan.fleet.deadline import Eta, LoadWork, Pulse, eta
 from glmplan.fleet.deployment import Deployment
 from glmplan.fleet.diagnosis import GpuMemory, NodeEvidence, State
 from glmplan.fleet.hosts import Fleet
-from glmplan.fleet.log_lines import Phase
-from glmplan.fleet.phases import LogLine, NodeProgress, RankProgress, ranks_of_node
+from glmplan.fleet.phases import LogLine, NodeProgress, ranks_of_node
 from glmplan.kernels.engines import PortLine, parse_port_line
 from glmplan.transport.fanout import Outcome
 
@@ -124,7 +123,7 @@ def views(deployment: Deployment, works: Sequence[LoadWork], now_s: float) -> tu
             host,
             rank,
             NodeProgress(
-                plan.engine_family if not deployment.rehearsal else "sglang",
+                deployment.log_family,
                 ranks_of_node(plan, rank), plan.layout.tp_size, head=rank == 0, now_s=now_s,
             ),
             works[rank],
@@ -253,13 +252,12 @@ def follow(
     """Poll until all nodes are ready, or something failed: the nodes, the failure, the seconds it took."""
     began = clock()
     nodes = views(deployment, works, began)
-    family = "sglang" if deployment.rehearsal else deployment.plan.engine_family
     while True:
         now = clock()
         lines = poll_once(fleet, deployment, nodes, now)
         elapsed = clock() - began
         on_snapshot(Snapshot(elapsed, nodes, tuple(lines)))
-        if all_ready(nodes, family):
+        if all_ready(nodes, deployment.log_family):
             for node in nodes:
                 if not node.progress.ready:
                     node.progress.mark_ready(clock())
@@ -283,13 +281,3 @@ def _settle(
     lines = poll_once(fleet, deployment, nodes, clock())
     on_snapshot(Snapshot(elapsed_s, nodes, tuple(lines)))
     return nodes
-
-
-def slowest(nodes: Iterable[NodeView]) -> Phase:
-    """The phase of the node that is least far."""
-    return min(node.progress.phase for node in nodes)
-
-
-def ranks(node: NodeView) -> tuple[RankProgress, ...]:
-    """The node's ranks in order."""
-    return tuple(node.progress.ranks.values())

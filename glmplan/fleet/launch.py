@@ -186,8 +186,7 @@ def explain(
     """The diagnosis from logs, NVML and what the kernels said since `before`."""
     now = kernel_logs(fleet)
     evidence = [node.evidence(new_kernel_lines(before.get(node.host, ()), now[node.host])) for node in nodes]
-    family = "sglang" if deployment.rehearsal else deployment.plan.engine_family
-    return diagnose(evidence, family)
+    return diagnose(evidence, deployment.log_family)
 
 
 def measured_memory(fleet: Fleet, deployment: Deployment, nodes: tuple[NodeView, ...]) -> tuple[RankComparison, ...]:

@@ -19,7 +19,7 @@ from glmplan.fleet.deployment import owner
 from glmplan.fleet.tune_result import Tables
 from glmplan.kernels.engines import PORT
 from glmplan.kernels.engines.sglang_versions import VERSIONS
-from glmplan.kernels.packed import packed_text
+from glmplan.kernels.packed import packed_text, user_profiles
 
 PROGRAM = "tune_program.py"
 BUSY_BYTES = 1 << 30
@@ -84,10 +84,7 @@ class Tuning:
 
 def tuned_folder(engine_version: str) -> Path:
     """Where tables of the user lie: in the first folder of GLMPLAN_PROFILES, else in the user's data folder."""
-    listed = [part for part in os.environ.get("GLMPLAN_PROFILES", "").split(os.pathsep) if part]
-    data = os.environ.get("XDG_DATA_HOME", "")
-    home = Path(data) if data.startswith("/") else Path.home() / ".local" / "share"
-    return (Path(listed[0]) if listed else home / "glmplan" / "profiles") / "tuned" / engine_version / "gemm"
+    return user_profiles()[0] / "tuned" / engine_version / "gemm"
 
 
 def choose_python(host: Host, named: str | None) -> tuple[str, str]:

@@ -49,12 +49,17 @@ def _files() -> dict[str, bytes]:
     return found
 
 
-def _table_folders(root: Path) -> list[Path]:
-    """Where tuned tables lie, the ones that win last: packaged, made by `glmplan tune`, named by GLMPLAN_PROFILES."""
+def user_profiles() -> list[Path]:
+    """Folders of the user that may hold tuned tables, the first wins: those of GLMPLAN_PROFILES, then the data folder."""
     data = os.environ.get("XDG_DATA_HOME", "")
     home = Path(data) if data.startswith("/") else Path.home() / ".local" / "share"
     named = [Path(part) for part in os.environ.get("GLMPLAN_PROFILES", "").split(os.pathsep) if part]
-    profiles = [root / "profiles", root.parent / "profiles", home / "glmplan" / "profiles", *reversed(named)]
+    return [*named, home / "glmplan" / "profiles"]
+
+
+def _table_folders(root: Path) -> list[Path]:
+    """Where tuned tables lie, the ones that win last: packaged, then the user's."""
+    profiles = [root / "profiles", root.parent / "profiles", *reversed(user_profiles())]
     return [folder / "tuned" for folder in profiles if (folder / "tuned").is_dir()]
 
 
