@@ -1,8 +1,8 @@
 """How fast is sparse MLA, against the bytes it must gather and beside the engines' portable kernels?
 
-`python benchmarks/kernels_sparse_mla.py [--baselines FOLDER]`; FOLDER holds triton_sparse_mla.py, its _decode.py and its
-_prefill.py of an SGLang release and xpu_mla_sparse.py of a vLLM release, to time beside ours. FlashMLA, which reads packed
-rows and pads to 64 heads, is timed where sgl_kernel's library can be loaded (kernels_baselines.py).
+`python benchmarks/kernels_sparse_mla.py [--heads 8] [--baselines FOLDER]`; FOLDER holds triton_sparse_mla.py, its
+_decode.py and its _prefill.py of an SGLang release and xpu_mla_sparse.py of a vLLM release, to time beside ours. FlashMLA,
+which reads packed rows and pads to 64 heads, is timed where sgl_kernel's library can be loaded (kernels_baselines.py).
 `python -m glmplan.kernels.run_as sm89 benchmarks/kernels_sparse_mla.py` times the code of another SM.
 Medians over CUDA-graph replays; each launch of a graph has its own queries and indices, drawn from 1,048,576 slots, so
 what it gathers is not in the L2 cache. Floor: the rows gathered, over the bandwidth of a plain read in the same run.
@@ -29,9 +29,10 @@ from glmplan.kernels import run_as
 from glmplan.kernels.results import graph_microseconds
 from glmplan.kernels.sparse_mla import op, samples
 
-DEVICE, HEADS, TOPK, SCALE = "cuda", 8, 2048, 0.1
+DEVICE, TOPK, SCALE = "cuda", 2048, 0.1
 SLOTS = 1_048_576
 ROW_BYTES = {"bf16": 1152, "packed": 656, "raw": 576}
+AIM_HEADS = 8
 AIMS = {("bf16", 1): 9, ("packed", 1): 9, ("bf16", 32): 35, ("packed", 32): 22, ("bf16", 128): 95, ("packed", 128): 65}
 PREFILL, PREFILL_AIM = 4096, 1500
 
@@ -42,10 +43,10 @@ def read_bytes_per_us() -> float:
     return 4 * data.numel() / graph_microseconds([lambda: data.sum(1)])
 
 
-def inputs(rows: int, slots: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def inputs(rows: int, slots: int, heads: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Queries and indices for one graph: together about 300 MB of rows or more, at most 64 sets."""
     count = max(1, min(64, -(-256 // rows)))
-    q = samples.queries(count * rows, HEADS, DEVICE).view(count, rows, HEADS, 576)
+    q = samples.queries(count * rows, heads, DEVICE).view(count, rows, heads, 576)
     indices = torch.randint(0, slots, (count, rows, 1, TOPK), dtype=torch.int32, device=DEVICE)
     return [(q[i], indices[i]) for i in range(count)]
 
@@ -101,9 +102,12 @@ def _load(path: Path, name: str) -> ModuleType:
     return module
 
 
-def line(name: str, rows: int, layout: str, time: float, rate: float, aim: int | None, beside: dict[str, float]) -> str:
-    moved = rows * TOPK * ROW_BYTES[layout] + rows * HEADS * 1088 * 2
-    operations = 2 * rows * TOPK * HEADS * 1088
+def line(
+    name: str, rows: int, heads: int, layout: str, time: float, rate: float, aim: int | None, beside: dict[str, float]
+) -> str:
+    moved = rows * TOPK * ROW_BYTES[layout] + rows * heads * 1088 * 2
+    operations = 2 * rows * TOPK * heads * 1088
+    aim = aim if heads == AIM_HEADS else None
     floor = moved / rate
     others = ", ".join(f"{other} {value:.1f}" for other, value in beside.items())
     return (
@@ -112,50 +116,52 @@ def line(name: str, rows: int, layout: str, time: float, rate: float, aim: int |
     )
 
 
-def decode_lines(rate: float, others: dict[str, Callable[..., Any]]) -> None:
+def decode_lines(rate: float, heads: int, others: dict[str, Callable[..., Any]]) -> None:
     for layout in samples.LAYOUTS:
         kv = samples.kv_rows(layout, SLOTS, DEVICE)
         for rows in (1, 8, 32, 128):
-            sets = inputs(rows, SLOTS)
+            sets = inputs(rows, SLOTS, heads)
             time = timed(lambda q, indices, kv=kv: op.sparse_mla(q, kv, indices, SCALE), sets)
             names = {"bf16": ("SGLang decode", "vLLM"), "packed": ("FlashMLA",)}.get(layout, ())
             calls = {name: others[name] for name in names if name in others}
             beside = {n: timed(lambda q, i, call=c, kv=kv: call(q, kv, i), sets) for n, c in calls.items()}
-            print(line(f"decode N={rows}", rows, layout, time, rate, AIMS.get((layout, rows)), beside), flush=True)
+            aim = AIMS.get((layout, rows))
+            print(line(f"decode N={rows}", rows, heads, layout, time, rate, aim, beside), flush=True)
 
 
-def prefill_lines(rate: float, others: dict[str, Callable[..., Any]]) -> None:
+def prefill_lines(rate: float, heads: int, others: dict[str, Callable[..., Any]]) -> None:
     for layout in samples.LAYOUTS:
         for slots in (8192, 131_072, SLOTS):
-            kv, sets = samples.kv_rows(layout, slots, DEVICE), inputs(PREFILL, slots)
+            kv, sets = samples.kv_rows(layout, slots, DEVICE), inputs(PREFILL, slots, heads)
             time = timed(lambda q, indices, kv=kv: op.sparse_mla(q, kv, indices, SCALE), sets)
             beside = {}
             if layout == "bf16" and slots == 131_072:
                 calls = {name: others[name] for name in ("SGLang prefill", "vLLM") if name in others}
                 beside = {n: timed(lambda q, i, call=c, kv=kv: call(q, kv, i), sets) for n, c in calls.items()}
             name = f"prefill N={PREFILL}, {slots:,} slots"
-            print(line(name, PREFILL, layout, time, rate, PREFILL_AIM, beside), flush=True)
+            print(line(name, PREFILL, heads, layout, time, rate, PREFILL_AIM, beside), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Times sparse MLA on this GPU.")
     parser.add_argument("--baselines", type=Path, default=None)
-    folder = parser.parse_args().baselines
+    parser.add_argument("--heads", type=int, default=AIM_HEADS, help="heads per rank, 1 to 64")
+    asked = parser.parse_args()
     torch.manual_seed(1)
-    others = baselines(folder)
+    others = baselines(asked.baselines)
     flash_mla = kernels_baselines.sgl_kernel("flashmla_ops")
     if flash_mla is not None:
         others["FlashMLA"] = kernels_baselines.flash_mla(flash_mla, SCALE)
     rate = read_bytes_per_us()
     print(
         f"{torch.cuda.get_device_name()}, kernels for sm_{run_as.target_sm()}, torch {torch.__version__},"
-        f" triton {triton.__version__}; plain read {rate / 1e6:.2f} TB/s; {HEADS} heads, top-k {TOPK}; microseconds"
+        f" triton {triton.__version__}; plain read {rate / 1e6:.2f} TB/s; {asked.heads} heads, top-k {TOPK}; microseconds"
     )
     print(
         "| case | rows | ours | aim | bytes, operations | floor | ours / floor | beside |\n|---|---|---|---|---|---|---|---|"
     )
-    decode_lines(rate, others)
-    prefill_lines(rate, others)
+    decode_lines(rate, asked.heads, others)
+    prefill_lines(rate, asked.heads, others)
 
 
 if __name__ == "__main__":
