@@ -1,10 +1,10 @@
 """Proofs (a), (b), (c): does the port answer as the stock engine does, native and compiled as sm_89 and sm_80?
 
 `SITE=~/site python -m benchmarks.proof.agreement OUT [--kv fp8 bf16 raw] [--as sm89 sm80] [--seconds 500] [--per-gpu 4]`
-Per KV format one server each: stock, stock again, stock with the engine's other kernels, the port, the port as each SM,
-and a control whose attention is wrong on purpose. Prompts of random ids: 50 to 40,000 one by one, then 16 of mixed lengths
-at once; greedy, with log-probabilities of the last prompt tokens and of the answer. Decode runs from CUDA graphs. `judge`
-says what holds.
+Per KV format one server each: stock, stock again, stock with the engine's other kernels (or chunks), the port, the port as
+each SM, and a control whose attention is wrong on purpose. Prompts of random ids: 50 to 40,000 one by one, then 16 of mixed
+lengths at once; greedy, with log-probabilities of the last prompt tokens and of the answer. Decode runs from CUDA graphs.
+`judge` says what holds.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ NEW_TOKENS, JUDGED_TOKENS, IDS = 32, 64, 8000
 MODEL = {"plain": ("--gain", "0.1", "--sharp", "4", "--steady", "8")}
 
 # (prefill, decode) of the stock engine, of its other kernels, and of the port
-BACKENDS: dict[str, dict[str, tuple[tuple[str, str], tuple[str, str] | None, tuple[str, str]]]] = {
+BACKENDS: dict[str, dict[str, tuple[tuple[str, str], tuple[str, str], tuple[str, str]]]] = {
     "0.5.23": {
         "fp8": (("flashmla_sparse", "flashmla_kv"), ("flashmla_kv", "flashmla_kv"), ("triton", "triton")),
         "bf16": (("flashmla_sparse", "flashmla_sparse"), ("tilelang", "tilelang"), ("triton", "triton")),
-        "raw": (("tilelang", "tilelang"), None, ("tilelang", "tilelang")),
+        "raw": (("tilelang", "tilelang"), ("tilelang", "tilelang"), ("tilelang", "tilelang")),
     },
     "0.5.13.post1": {
         "fp8": (("flashmla_sparse", "flashmla_kv"), ("flashmla_kv", "flashmla_kv"), ("tilelang", "tilelang")),
@@ -85,8 +85,9 @@ def jobs(version: str, formats: list[str], others: list[str]) -> list[Job]:
         ]
         row += [Job(f"{kv}-{sm}", flags(kv, port), ask, {"GLMPLAN_PORT": "force", "GLMPLAN_RUN_AS": sm}) for sm in others]
         row.append(Job(f"{kv}-again", flags(kv, stock), ask, {"GLMPLAN_PORT": "off"}))
-        if other is not None:
-            row.append(Job(f"{kv}-other", flags(kv, other), ask, {"GLMPLAN_PORT": "off"}))
+        # where the engine has one kernel only, prefill in other chunks is its other right way to compute
+        chunks = ("--chunked-prefill-size", "4096") if other == stock else ()
+        row.append(Job(f"{kv}-other", (*flags(kv, other), *chunks), ask, {"GLMPLAN_PORT": "off"}))
         row.append(Job(f"{kv}-control", flags(kv, port), ask, {"GLMPLAN_PORT": "force", "PROOF_SABOTAGE": "1"}))
         found.append(row)
     longest = max(map(len, found))
@@ -140,7 +141,7 @@ def main() -> int:
     asked = parser.parse_args()
     setting = harness.prepare(MODEL)
     listed = jobs(setting.version, asked.kv, asked.others)
-    outcomes = harness.run(listed, setting, asked.seconds, asked.per_gpu, first_wave=setting.gpus)
+    outcomes = harness.run(listed, setting, asked.seconds, asked.per_gpu, first_wave=len(setting.gpus))
     found = verdict(asked.kv, asked.others, outcomes)
     harness.write(asked.out, f"agreement-{setting.version}-{'-'.join(asked.kv)}", setting, outcomes, found)
     return 0 if found["holds"] else 1

@@ -22,7 +22,7 @@ from benchmarks.proof.harness import Client, Job, Outcome
 LENGTHS = (50, 1500, 3000, 9000)
 BATCH = (50, 2040, 3000, 700, 9000, 60, 1500, 2500)
 NEW_TOKENS = 64
-MODEL = {"mtp": ("--gain", "0.1", "--sharp", "4", "--steady", "8", "--chain", "0.03", "--mtp")}
+MODEL = {"mtp": ("--gain", "0.1", "--sharp", "4", "--steady", "8", "--chain", "0.014", "--mtp")}
 DRAFT = (
     "--speculative-algorithm", "EAGLE", "--speculative-num-steps", "3", "--speculative-eagle-topk", "1",
     "--speculative-num-draft-tokens", "4", "--max-running-requests", "16",
@@ -101,7 +101,7 @@ def main() -> int:
     parser.add_argument("--per-gpu", type=int, default=4)
     asked = parser.parse_args()
     setting = harness.prepare(MODEL)
-    outcomes = harness.run(jobs(setting.version), setting, asked.seconds, asked.per_gpu, first_wave=setting.gpus)
+    outcomes = harness.run(jobs(setting.version), setting, asked.seconds, asked.per_gpu, first_wave=len(setting.gpus))
     found = verdict(outcomes)
     harness.write(asked.out, f"eagle-{setting.version}", setting, outcomes, found)
     return 0 if found["holds"] else 1

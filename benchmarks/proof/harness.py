@@ -3,7 +3,8 @@
 A server is one process group on one GPU with its own log. Servers start in waves and run side by side; one that fails leaves
 its reason in its outcome and does not stop the others; at the deadline everything that runs is killed.
 The engine is found through SITE (a folder of packages, default ~/site); this checkout's package goes beside it as an
-installed one, with the entry point that the engine looks for.
+installed one, with the entry point that the engine looks for. So that several scripts can run side by side, each may have
+PROOF_GPUS (numbers, `0,1`; default all), PROOF_PORT (its first port, default 10000) and PROOF_WORK (default ~/proof).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKER, FAILURE = "glmplan port:", "glmplan port failed:"
-FIRST_PORT, PORT_STEP = 10000, 700
+FIRST_PORT, PORT_STEP = 10000, 300
 BASE = {
     "SGLANG_DSA_PREFILL_DENSE_ATTN_KV_LEN_THRESHOLD": "0",
     "SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0",
@@ -110,7 +111,7 @@ class Server:
 
     def __init__(self, job: Job, gpu: int, number: int, setting: Setting) -> None:
         self.job, self.gpu, self.setting = job, gpu, setting
-        self.http_port = FIRST_PORT + PORT_STEP * number
+        self.http_port = int(os.environ.get("PROOF_PORT", FIRST_PORT)) + PORT_STEP * number
         self.log = setting.logs / f"{job.name}.log"
         self.environment = {**BASE, **job.environment, "CUDA_VISIBLE_DEVICES": str(gpu)}
         self.command = [
@@ -165,24 +166,26 @@ class Setting:
     models: Mapping[str, Path]
     logs: Path
     work: Path
-    gpus: int
+    gpus: tuple[int, ...]
 
 
-def prepare(models: Mapping[str, Sequence[str]], gpus: int | None = None) -> Setting:
+def prepare(models: Mapping[str, Sequence[str]]) -> Setting:
     """Checkpoints, the installed-looking package and folders; versions are read from the site."""
     home = Path.home()
-    site, work = Path(os.environ.get("SITE", home / "site")), home / "proof"
+    site, work = Path(os.environ.get("SITE", home / "site")), Path(os.environ.get("PROOF_WORK", home / "proof"))
     work.mkdir(parents=True, exist_ok=True)
     logs = Path(tempfile.mkdtemp(prefix="logs-", dir=work))
     version = next(path.name.removesuffix(".dist-info").split("-")[1] for path in site.glob("sglang-*.dist-info"))
     plugin = install_beside(work / "plugin")
     made = {name: make_model(work / f"model-{name}", options) for name, options in models.items()}
-    return Setting(version, site, plugin, made, logs, work, gpus or visible_gpus())
+    return Setting(version, site, plugin, made, logs, work, visible_gpus())
 
 
-def visible_gpus() -> int:
+def visible_gpus() -> tuple[int, ...]:
+    if "PROOF_GPUS" in os.environ:
+        return tuple(map(int, os.environ["PROOF_GPUS"].split(",")))
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
-    return sum(line.startswith("GPU ") for line in listed.splitlines())
+    return tuple(range(sum(line.startswith("GPU ") for line in listed.splitlines())))
 
 
 def make_model(folder: Path, options: Sequence[str]) -> Path:
@@ -238,8 +241,8 @@ def run(jobs: Sequence[Job], setting: Setting, seconds: float, per_gpu: int = 1,
     """Every job on one of the GPUs, `per_gpu` side by side, GPUs dealt in turn; the first `first_wave` start alone, so
     that the others find kernels compiled."""
     deadline = time.monotonic() + seconds
-    room = [threading.Semaphore(per_gpu) for _ in range(setting.gpus)]
-    servers = [Server(job, number % setting.gpus, number, setting) for number, job in enumerate(jobs)]
+    room = {gpu: threading.Semaphore(per_gpu) for gpu in setting.gpus}
+    servers = [Server(job, setting.gpus[number % len(room)], number, setting) for number, job in enumerate(jobs)]
     outcomes = {
         server.job.name: Outcome(server.job.name, server.gpu, server.command, server.environment) for server in servers
     }
