@@ -241,14 +241,22 @@ def _check_pins(pins: Pins, target: Target, engine: EngineProfile) -> None:
         raise UsageError(f"pp={pins.pp} is pinned with {len(pins.stages)} stages.", "Give as many stages as pp.")
     if engine.parallel.relays_topk:
         return
+    starts = [layer for layer, full in enumerate(target.config.indexer_full[:layers]) if full and layer]
     for stage in range(1, len(pins.stages)):
         start = sum(pins.stages[:stage])
         if not target.config.indexer_full[start]:
             raise UsageError(
                 f"Stage {stage} would begin on layer {start}, which shares the top-k of an earlier layer; "
                 f"{engine.title} does not send it between stages, and the model would answer nonsense.",
-                "Begin stages on layers 1, 2, 6, 10, ... 74.",
+                f"Begin stages on {_listed(starts)}.",
             )
+
+
+def _listed(layers: list[int]) -> str:
+    """`layers 1, 2, 6`; of many, the first four and the last."""
+    few = [*layers[:4], layers[-1]] if len(layers) > 5 else layers
+    words = ", ".join(map(str, few)) if few == layers else f"{', '.join(map(str, few[:-1]))}, ... {few[-1]}"
+    return f"layer {words}" if len(layers) == 1 else f"layers {words}"
 
 
 def _contexts(options: PlanningOptions, target: Target, request: Request) -> tuple[int, ...]:

@@ -126,7 +126,7 @@ REFUSALS = {
     "layout trap": (("--gpus", "16x h200", "--pin", "pp=3,nodes=2"), 2, "contradict"),
     "pins twice": (("--gpu", "h200", "--pin", "tp=8,tp=4"), 2, "twice"),
     "stages that miss layers": (("--gpu", "h200", "--pin", "stages=39/38"), 2, "77 layers"),
-    "illegal cut": (("--gpus", "16x h200", "--engine", "vllm", "--pin", "stages=39/39"), 2, "shares the top-k"),
+    "illegal cut": (("--gpus", "16x h200", "--engine", "vllm", "--pin", "stages=39/39"), 2, "layers 1, 2, 6, 10, ... 74."),
     "two hardware options": (("--gpu", "h200", "--gpus", "8x h200"), 2, "contradict"),
     "two model options": (("--checkpoint", "fp8", "--model-config", "x.json"), 2, "contradict"),
     "nodes alone": (("--nodes", "3"), 2, "need --gpus"),
