@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -37,3 +38,19 @@ def test_completion_is_offered_for_the_usual_shells():
         code = "from glmplan.cli.app import main; import sys; sys.argv = ['glmplan']; main()"
         ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
         assert "_GLMPLAN_COMPLETE" in ran.stdout, ran.stderr
+
+
+def test_an_interrupt_while_the_program_loads_ends_it_without_a_traceback():
+    command = [sys.executable, "-X", "importtime", "-m", "glmplan", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = [line for line in iter(process.stderr.readline, "") if _interrupt_at(process, line)]
+    assert process.returncode == -signal.SIGINT, said
+    assert not any("Traceback" in line for line in said)
+
+
+def _interrupt_at(process: subprocess.Popen[str], line: str) -> bool:
+    """Sends SIGINT once the first module of the command line is read; every line is kept."""
+    if "glmplan.errors" in line:
+        process.send_signal(signal.SIGINT)
+    return True
