@@ -94,7 +94,9 @@ def jobs(version: str, formats: list[str], others: list[str]) -> list[Job]:
     return [row[step] for step in range(longest) for row in found if step < len(row)]
 
 
-def verdict(formats: list[str], others: list[str], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+def verdict(
+    formats: list[str], others: list[str], outcomes: Mapping[str, Outcome], prompts: int = len(LENGTHS) + len(BATCH)
+) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for kv in formats:
         stock = outcomes[f"{kv}-stock"].result or {}
@@ -111,7 +113,7 @@ def verdict(formats: list[str], others: list[str], outcomes: Mapping[str, Outcom
                 "controls": [f"{kv}-control"],
             }.items()
         }
-        parts[kv] = judge.judge_agreement(**group, prompts=len(LENGTHS) + len(BATCH))
+        parts[kv] = judge.judge_agreement(**group, prompts=prompts)
         mine = {name: outcome for name, outcome in outcomes.items() if name.startswith(f"{kv}-")}
         missing = [name for name, outcome in mine.items() if not outcome.result and not name.endswith("-other")]
         astray = [name for name, outcome in mine.items() if outcome.result and has_port(outcome) != wants_port(name)]
@@ -120,7 +122,7 @@ def verdict(formats: list[str], others: list[str], outcomes: Mapping[str, Outcom
         parts[kv]["lines"] += [f"{name} says that it has the port, or not, against what was asked" for name in astray]
     lines = [line for kv in formats for line in (f"KV {kv}", *parts[kv]["lines"])]
     holds = all(part["holds"] for part in parts.values())
-    return {"holds": holds, "prompts": len(LENGTHS) + len(BATCH), "parts": parts, "lines": lines}
+    return {"holds": holds, "prompts": prompts, "parts": parts, "lines": lines}
 
 
 def wants_port(name: str) -> bool:

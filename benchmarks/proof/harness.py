@@ -1,4 +1,4 @@
-"""How is a real SGLang started on a few GPUs, asked, and put away again, whatever happens to any one server?
+"""How is a real engine started on a few GPUs, asked, and put away again, whatever happens to any one server?
 
 A server is one process group on one GPU with its own log. Servers start in waves and run side by side; one that fails leaves
 its reason in its outcome and does not stop the others; at the deadline everything that runs is killed.
@@ -30,6 +30,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKER, FAILURE = "glmplan port:", "glmplan port failed:"
+OWN = ("GLMPLAN_", "SGLANG_", "VLLM_")  # variables that no server inherits
 FIRST_PORT, PORT_STEP = 10000, 300
 BASE = {
     "SGLANG_DSA_PREFILL_DENSE_ATTN_KV_LEN_THRESHOLD": "0",
@@ -48,6 +49,43 @@ GRAPH_FLAGS = {
     "0.5.23": ("--disable-prefill-cuda-graph", "--cuda-graph-max-bs-decode", "64", "--cuda-graph-bs-decode", *BATCHES),
     "0.5.13.post1": ("--disable-piecewise-cuda-graph", "--cuda-graph-max-bs", "64", "--cuda-graph-bs", *BATCHES),
 }
+
+
+SABOTAGE = """
+import os
+
+def register():
+    # the negative control: every query loses the slots beyond its first 1024
+    if os.environ.get("PROOF_SABOTAGE") != "1":
+        return
+    from glmplan.kernels.engines import sglang_attention
+    right = sglang_attention._attend
+    def wrong(q, kv, indices, sm_scale):
+        return right(q, kv, indices[..., :1024], sm_scale)
+    sglang_attention._attend = wrong
+"""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What every server of an engine gets: the words after `python -m` for a checkpoint and an HTTP port, an environment,
+    and the proof's own plugin (its source, with `register`) in the engine's group of entry points."""
+
+    name: str
+    words: Callable[[Setting, Path, int], Sequence[str]]
+    environment: Mapping[str, str]
+    group: str
+    plugin: str
+
+
+def sglang_words(setting: Setting, model: Path, http_port: int) -> list[str]:
+    return [
+        "sglang.launch_server", "--model-path", str(model), *FLAGS, *GRAPH_FLAGS[setting.version],
+        "--port", str(http_port), "--nccl-port", str(http_port + 50),
+    ]  # fmt: skip
+
+
+SGLANG = Engine("sglang", sglang_words, BASE, "sglang.srt.plugins", SABOTAGE)
 
 
 @dataclass(frozen=True)
@@ -113,17 +151,14 @@ class Server:
         self.job, self.gpu, self.setting = job, gpu, setting
         self.http_port = int(os.environ.get("PROOF_PORT", FIRST_PORT)) + PORT_STEP * number
         self.log = setting.logs / f"{job.name}.log"
-        self.environment = {**BASE, **job.environment, "CUDA_VISIBLE_DEVICES": str(gpu)}
-        self.command = [
-            sys.executable, "-m", "sglang.launch_server", "--model-path", str(setting.models[job.model]),
-            *FLAGS, *GRAPH_FLAGS[setting.version], "--port", str(self.http_port), "--nccl-port", str(self.http_port + 50),
-            *job.flags,
-        ]  # fmt: skip
+        self.environment = {**setting.engine.environment, **job.environment, "CUDA_VISIBLE_DEVICES": str(gpu)}
+        words = setting.engine.words(setting, setting.models[job.model], self.http_port)
+        self.command = [sys.executable, "-m", *words, *job.flags]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         path = os.pathsep.join([str(self.setting.plugin), str(self.setting.site)])
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GLMPLAN_", "SGLANG_"))}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(OWN)}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 self.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=self.setting.work,
@@ -167,18 +202,19 @@ class Setting:
     logs: Path
     work: Path
     gpus: tuple[int, ...]
+    engine: Engine = SGLANG
 
 
-def prepare(models: Mapping[str, Sequence[str]]) -> Setting:
+def prepare(models: Mapping[str, Sequence[str]], engine: Engine = SGLANG) -> Setting:
     """Checkpoints, the installed-looking package and folders; versions are read from the site."""
     home = Path.home()
     site, work = Path(os.environ.get("SITE", home / "site")), Path(os.environ.get("PROOF_WORK", home / "proof"))
     work.mkdir(parents=True, exist_ok=True)
     logs = Path(tempfile.mkdtemp(prefix="logs-", dir=work))
-    version = next(path.name.removesuffix(".dist-info").split("-")[1] for path in site.glob("sglang-*.dist-info"))
-    plugin = install_beside(work / "plugin")
+    version = next(path.name.removesuffix(".dist-info").split("-")[1] for path in site.glob(f"{engine.name}-*.dist-info"))
+    plugin = install_beside(work / "plugin", engine)
     made = {name: make_model(work / f"model-{name}", options) for name, options in models.items()}
-    return Setting(version, site, plugin, made, logs, work, visible_gpus())
+    return Setting(version, site, plugin, made, logs, work, visible_gpus(), engine)
 
 
 def visible_gpus() -> tuple[int, ...]:
@@ -198,23 +234,8 @@ def make_model(folder: Path, options: Sequence[str]) -> Path:
     return folder
 
 
-SABOTAGE = """
-import os
-
-def register():
-    # the negative control: every query loses the slots beyond its first 1024
-    if os.environ.get("PROOF_SABOTAGE") != "1":
-        return
-    from glmplan.kernels.engines import sglang_attention
-    right = sglang_attention._attend
-    def wrong(q, kv, indices, sm_scale):
-        return right(q, kv, indices[..., :1024], sm_scale)
-    sglang_attention._attend = wrong
-"""
-
-
-def install_beside(folder: Path) -> Path:
-    """The package of this checkout as pip would have left it, and the negative control as a second plugin."""
+def install_beside(folder: Path, engine: Engine = SGLANG) -> Path:
+    """The package of this checkout as pip would have left it, and the proof's own plugin as a second one."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "glmplan", folder / "glmplan", ignore=shutil.ignore_patterns("__pycache__"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -225,8 +246,8 @@ def install_beside(folder: Path) -> Path:
         for group, points in groups.items()
     ]
     distribution(folder, project["name"], project["version"], "\n".join(lines))
-    (folder / "proof_sabotage.py").write_text(SABOTAGE)
-    distribution(folder, "proof_sabotage", "1", "[sglang.srt.plugins]\nproof_sabotage = proof_sabotage:register\n")
+    (folder / "proof_sabotage.py").write_text(engine.plugin)
+    distribution(folder, "proof_sabotage", "1", f"[{engine.group}]\nproof_sabotage = proof_sabotage:register\n")
     return folder
 
 
@@ -338,6 +359,6 @@ def versions(setting: Setting) -> dict[str, str]:
         env={**os.environ, "PYTHONPATH": str(setting.site)},
     ).stdout.split()  # fmt: skip
     return {
-        "sglang": setting.version, "gpu": f"{len(gpu)}x {gpu[0]}" if gpu else "none",
+        setting.engine.name: setting.version, "gpu": f"{len(gpu)}x {gpu[0]}" if gpu else "none",
         "torch": found[0] if found else "?", "triton": found[1] if found else "?", "python": sys.version.split()[0],
     }  # fmt: skip

@@ -58,7 +58,7 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> harness.Setting:
     monkeypatch.setattr(harness, "PORT_STEP", 60)
     monkeypatch.setattr(harness, "versions", lambda _: {"sglang": "0.5.23"})
     models = {"plain": tmp_path, "mtp": tmp_path}
-    return harness.Setting("0.5.23", site, harness.install_beside(tmp_path / "plugin"), models, logs, tmp_path, 2)
+    return harness.Setting("0.5.23", site, harness.install_beside(tmp_path / "plugin"), models, logs, tmp_path, (0, 1))
 
 
 def test_a_whole_agreement_run(setting: harness.Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
