@@ -1,8 +1,9 @@
-"""Proof: are tables made on this GPU for three shapes, faster than the default or equal, and does a server load them?
+"""Proof: are tables made on this GPU, what do they gain over the engine's default, and does a server load them?
 
 `SITE=~/site python -m benchmarks.proof.tune OUT [--seconds 500]`
-The shapes are two of the small checkpoint's weights and one of GLM-5.2's; the server then serves the small checkpoint with
-the tables and says on stderr which it uses.
+Three GEMMs and two layers of experts: of each kind one of GLM-5.2 (TP8), the others of the small checkpoint. The search is
+the quick one, over two numbers of rows. The server then serves the small checkpoint with the tables and says on stderr which
+it uses; both tables of its experts must be among them.
 """
 
 from __future__ import annotations
@@ -21,23 +22,40 @@ from benchmarks.proof.agreement import BACKENDS, MODEL, flags, prompt
 from benchmarks.proof.harness import Client, Job, Setting
 
 SHAPES = ("1024,16384", "16384,512", "2624,6144")
-ROWS = "1,16,64,256,1024"
+EXPERTS = ("16,512,1024,4", "256,256,6144,8")
+SERVED = "E=16,N=512,"
+ROWS = "1,256"
 USED = "glmplan tables: "
 
 
-def make_tables(setting: Setting, seconds: float) -> list[dict[str, Any]]:
-    """The tuner's events."""
+def make_tables(setting: Setting, seconds: float) -> tuple[list[dict[str, Any]], str]:
+    """The tuner's events, and what went wrong."""
     path = os.pathsep.join([str(setting.plugin), str(setting.site)])
     command = [
         sys.executable, "-m", "glmplan.kernels.engines.sglang_tune", "--out", str(setting.work / "tuned"), "--rows", ROWS,
-        "--json-lines", "--shapes", *SHAPES,
+        "--quick", "--json-lines", "--shapes", *SHAPES, "--experts", *EXPERTS,
     ]  # fmt: skip
-    with (setting.logs / "tune.log").open("w") as log:
-        ran = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, timeout=seconds, cwd=setting.work, check=False,
-            env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
-    return [json.loads(line) for line in ran.stdout.splitlines()]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GLMPLAN_", "SGLANG_"))}
+    said, told = setting.logs / "tune.log", setting.logs / "tune-events.log"
+    with said.open("w") as log, told.open("w") as out:
+        try:
+            ran = subprocess.run(
+                command, stdout=out, stderr=log, timeout=seconds, cwd=setting.work, check=False,
+                env={**inherited, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": str(setting.gpus[0])},
+            )  # fmt: skip
+            wrong = "" if ran.returncode == 0 else f"the tuner ended with {ran.returncode}"
+        except subprocess.TimeoutExpired:
+            wrong = f"the tuner was cut after {seconds:.0f} s"
+    if wrong:
+        wrong += ": " + " | ".join(said.read_text(errors="replace").splitlines()[-5:])
+    return [json.loads(line) for line in told.read_text().splitlines() if line.startswith("{")], wrong
+
+
+def sentence(event: dict[str, Any]) -> str:
+    """One row's gain."""
+    size = f"{event['n']}x{event['k']}" if event["experts"] is None else f"{event['experts']}x{event['n']}x{event['k']}"
+    default, tuned = event["default_us"], event["tuned_us"]
+    return f"{size} rows {event['rows']}: {default:.1f} -> {tuned:.1f} us, {default / tuned:.2f}x"
 
 
 def ask(client: Client) -> dict[str, Any]:
@@ -52,21 +70,24 @@ def main() -> int:
     asked = parser.parse_args()
     begin = time.monotonic()
     setting = harness.prepare(MODEL)
-    events = make_tables(setting, asked.seconds * 0.6)
-    rows = [event for event in events if event["kind"] == "rows"]
+    events, wrong = make_tables(setting, asked.seconds * 0.6)
+    tuned_s = time.monotonic() - begin
     port = BACKENDS[setting.version]["bf16"][2]
-    environment = {"GLMPLAN_PORT": "force", "GLMPLAN_TUNED_DIR": str(setting.work / "tuned")}
+    tables = str(setting.work / "tuned")
+    environment = {"GLMPLAN_PORT": "force", "GLMPLAN_TUNED_DIR": tables, "SGLANG_MOE_CONFIG_DIR": tables}
     job = Job("tuned", flags("bf16", port), ask, environment)
-    outcomes = harness.run([job], setting, asked.seconds - (time.monotonic() - begin))
+    outcomes = harness.run([job], setting, asked.seconds - tuned_s)
     log = setting.logs / "tuned.log"
-    used = sorted({line[line.index(USED) :] for line in log.read_text(errors="replace").splitlines() if USED in line})
-    used = [line.replace(str(Path.home()), "~") for line in used]
-    gains = [
-        f"{event['n']}x{event['k']} rows {event['rows']}: {event['default_us'] / event['tuned_us']:.2f}x" for event in rows
-    ]
+    said = log.read_text(errors="replace").splitlines() if log.exists() else []
+    used = sorted({line[line.index(USED) :].replace(str(Path.home()), "~") for line in said if USED in line})
     done = sum(event["kind"] in ("done", "kept") for event in events)
-    holds = done == len(SHAPES) and len(used) >= 2 and outcomes["tuned"].error is None
-    verdict = {"holds": holds, "events": events, "lines": [f"{done} of {len(SHAPES)} tables", *gains, *used]}
+    wanted = len(SHAPES) + len(EXPERTS)
+    gemms = [line for line in used if "/N=" in line]
+    experts = [line for line in used if f"/{SERVED}" in line]
+    holds = done == wanted and len(gemms) >= 2 and len(experts) == 2 and outcomes["tuned"].error is None
+    lines = [f"{done} of {wanted} shapes in {tuned_s:.0f} s", *([wrong] if wrong else [])]
+    lines += [sentence(event) for event in events if event["kind"] == "rows"] + used
+    verdict = {"holds": holds, "events": events, "lines": lines}
     harness.write(asked.out, f"tune-{setting.version}", setting, outcomes, verdict)
     return 0 if holds else 1
 

@@ -1,8 +1,9 @@
-"""`glmplan tune`: find the fastest tile sizes of SGLang's FP8 GEMMs on the GPU that will serve, and keep them."""
+"""`glmplan tune`: find the fastest tile sizes of SGLang's FP8 GEMMs and experts on the GPU that will serve; keep them."""
 
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,7 +26,9 @@ glmplan tune
 
 glmplan tune --hosts h1 --tp-size 8 --minutes 30
 
-glmplan tune --hosts h1 --shapes 2624,6144 --shapes 6144,2048 --engine-python /opt/venv-sglang
+glmplan tune --kind moe --tp-size 8 --quick
+
+glmplan tune --hosts h1 --shapes 2624,6144 --experts 256,256 --engine-python /opt/venv-sglang
 
 glmplan tune --hosts local#3 --out tables --json"""
 SHOWN_ROWS = (1, 16, 256, 4096)
@@ -38,25 +41,36 @@ def tune(
     shapes: Annotated[
         list[str] | None, typer.Option(help="Only this weight, as N,K; may be repeated.", metavar="N,K")
     ] = None,
+    kind: Annotated[str, typer.Option(help="What to tune: gemm, moe or both. Experts take longest.")] = "both",
+    experts: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these experts of a rank, as E,N or E,N,HIDDEN,TOP_K; may be repeated.", metavar="E,N"),
+    ] = None,
+    ep_size: Annotated[int, typer.Option(help="Expert-parallel ranks; the plan's EP size.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Try a few tile sizes only, for a first table soon.")] = False,
     rows: Annotated[str | None, typer.Option(help="Numbers of rows to tune for, instead of 16 from 1 to 4096.")] = None,
     engine_python: Annotated[str | None, typer.Option(help="The engine's Python there, where it is not found.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the tables (default: tuned/VERSION/gemm of the user's profiles).")
+        Path | None,
+        typer.Option(help="Folder for the tables (default: tuned/VERSION/gemm and moe of the user's profiles)."),
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after this time; the next run goes on.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure shapes again whose table is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Search the engine's own kernel over GLM-5.2's weights on one GPU of one host (this machine by default)."""
+    """Search the engine's own kernels over GLM-5.2's weights and experts on one GPU of a host (this machine by default)."""
     from dataclasses import replace
 
     from glmplan.errors import UsageError
-    from glmplan.fleet.tune_order import check_shapes
+    from glmplan.fleet.tune_order import KINDS, check_experts, check_shapes
 
+    if kind not in KINDS:
+        raise UsageError(f"--kind is {kind!r}.", f"Known are {', '.join(KINDS)}.")
     if minutes is not None and not 0 < minutes < 1e6:
         raise UsageError(f"--minutes is {minutes:g}; it must be above 0.", "Give minutes.")
     parts = [part for text in shapes or () for part in text.split()]
-    asked = _Asked(tp_size, check_shapes(parts), rows, again, engine_python, out, minutes)
+    own = check_experts([part for text in experts or () for part in text.split()])
+    asked = _Asked(tp_size, check_shapes(parts), rows, again, engine_python, out, minutes, kind, own, ep_size, quick)
     result = _run(replace(options, hosts=options.hosts or "local"), asked)
     if as_json:
         typer.echo(result.model_dump_json(indent=1))
@@ -77,6 +91,10 @@ class _Asked:
     engine_python: str | None
     out: Path | None
     minutes: float | None
+    kind: str
+    experts: tuple[str, ...]
+    ep_size: int
+    quick: bool
 
 
 def _run(options: HostOptions, asked: _Asked) -> Tuned:
@@ -95,7 +113,7 @@ def _run(options: HostOptions, asked: _Asked) -> Tuned:
         tuning = _tuning(fleet, host, asked)
         print(
             f"Tuning on GPU {tuning.gpu_index} ({tuning.gpu}) of {host.name} with SGLang {tuning.engine_version} in "
-            f"{tuning.python}; tables go to {tuning.out}.",
+            f"{tuning.python}; tables go to {' and '.join(map(str, tuning.folders))}.",
             file=sys.stderr,
         )
         observer: Observer = _Bar(host.name) if sys.stderr.isatty() else _Lines(host.name)
@@ -113,8 +131,11 @@ def _tuning(fleet: Fleet, host: Host, asked: _Asked) -> Tuning:
     require_gpu(host)
     python, version = choose_python(host, asked.engine_python)
     gpu_index, gpu = choose_gpu(host, held_gpu(fleet, deployment_name(version)))
-    folder = tuned_folder(version) if asked.out is None else asked.out
-    return Tuning(python, version, gpu_index, gpu, asked.tp_size, folder, asked.shapes, asked.rows, asked.again)
+    folder, experts_folder = (asked.out or tuned_folder(version, kind) for kind in ("gemm", "moe"))
+    return Tuning(
+        python, version, gpu_index, gpu, asked.tp_size, folder, asked.shapes, asked.rows, asked.again, asked.kind,
+        asked.experts, experts_folder, asked.ep_size, asked.quick,
+    )  # fmt: skip
 
 
 class _Lines:
@@ -123,6 +144,7 @@ class _Lines:
     def __init__(self, host: str) -> None:
         self._host = host
         self._silent: str | None = None
+        self._began_s, self._rows = time.monotonic(), 0
 
     def started(self, state: str, pid: int | None) -> None:
         """Say whether it is a new one."""
@@ -131,7 +153,17 @@ class _Lines:
 
     def event(self, event: Event) -> None:
         """One step in words."""
-        self._say(_words(event))
+        self._say(self._told(event))
+
+    def _told(self, event: Event) -> str:
+        """The step, and how long the rest of this table takes at most: its first rows compile for the others."""
+        if event.kind != "rows":
+            self._began_s, self._rows = time.monotonic(), 0
+            return _words(event)
+        self._rows += 1
+        left = (event.row_count or self._rows) - self._rows
+        left_s = (time.monotonic() - self._began_s) / self._rows * left
+        return _words(event) + (f", at most {left_s / 60:.0f} min left" if left_s >= 60 else "")
 
     def silent(self, words: str | None) -> None:
         """Only changes are told."""
@@ -157,14 +189,14 @@ class _Bar(_Lines):
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=Console(stderr=True))
         self._task = self._progress.add_task("starting", total=None)
-        self._rows = 0
         self._progress.start()
 
     def event(self, event: Event) -> None:
         """Move it; a shape that is done leaves a line."""
-        self._rows = self._rows + 1 if event.kind == "rows" else 0
-        done = event.step - 1 + (1 if event.kind in ("done", "kept") else min(self._rows, 16) / 17)
-        self._progress.update(self._task, total=event.steps, completed=done, description=_words(event))
+        words = self._told(event)
+        share = min(self._rows / ((event.row_count or 16) + 1), 1.0)
+        done = event.step - 1 + (1 if event.kind in ("done", "kept") else share)
+        self._progress.update(self._task, total=event.steps, completed=done, description=words)
         if event.kind in ("done", "kept"):
             self._say(_words(event))
 
@@ -177,7 +209,7 @@ class _Bar(_Lines):
 
 
 def _words(event: Event) -> str:
-    where = f"[{event.step}/{event.steps}] {event.shape} {event.n}x{event.k}"
+    where = f"[{event.step}/{event.steps}] {event.shape} {event.size}"
     if event.kind != "rows" or not event.default_us or not event.tuned_us:
         return f"{where}: {'search begins' if event.kind == 'shape' else event.kind}"
     gain = event.default_us / event.tuned_us
@@ -191,16 +223,16 @@ def _print(result: Tuned) -> None:
     from glmplan.cli._output import console
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("weight", "N x K", "gain", *(f"{rows} rows" for rows in SHOWN_ROWS), ""):
+    for name in ("weight", "size", "gain", *(f"{rows} rows" for rows in SHOWN_ROWS), ""):
         table.add_column(name, justify="left" if name in ("weight", "") else "right")
     for shape in result.shapes:
         gain = "-" if shape.gain is None else f"{shape.gain:.2f}x"
         cells = [_cell(shape, rows) for rows in SHOWN_ROWS]
-        table.add_row(shape.name, f"{shape.n} x {shape.k}", gain, *cells, "" if shape.measured else "was there")
+        table.add_row(shape.name, shape.size, gain, *cells, "" if shape.measured else "was there")
     out = console()
     out.print(table)
     kept = f"{len(result.shapes)} of {result.shapes_wanted if result.shapes_wanted is not None else '?'} tables"
-    out.print(f"\n{kept} for SGLang {result.engine_version} on {result.gpu} are in {result.out}.", soft_wrap=True)
+    out.print(f"\n{kept} for SGLang {result.engine_version} on {result.gpu} are in {result.where}.", soft_wrap=True)
     if not result.complete:
         out.print("[yellow]not complete[/] Run the same command again: it goes on with the shapes that are missing.")
 

@@ -1,22 +1,24 @@
-"""Tuned tables for SGLang's block-FP8 GEMM, made on one GPU of one host with the engine's own Python, and brought back.
+"""Tuned tables for SGLang's block-FP8 GEMM and fused experts, made on a GPU of one host with the engine's own Python.
 
 The tuner (`kernels.engines.sglang_tune`) runs there as a worker of the node program, so it goes on without a connection and
 is found again; its log holds every table. What came back lies in `out` and is sent along when it is started again, so
 nothing is measured twice, whatever ended: the link, this program, the time that was given, or the host.
-Layout: `PROFILES/tuned/ENGINE_VERSION/gemm/N=..json`, what was gained in `gemm/gains/` under the same name.
+Layout: `PROFILES/tuned/ENGINE_VERSION/gemm/N=..json` and `.../moe/configs/triton_X_Y_Z/E=..json`; what was gained is in
+`gains/` beside them under the same name, and experts that are not done in `partial/`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from glmplan.errors import GlmplanError, UnreachableError, UnsupportedError, UsageError, WrongAnswersError
 from glmplan.fleet.hosts import Fleet
 from glmplan.fleet.stop import stop_all
 from glmplan.fleet.tune_order import Tuning
-from glmplan.fleet.tune_result import Event, Tables, Tuned, parse_line
+from glmplan.fleet.tune_result import Event, PartialLine, TableLine, Tables, Tuned, parse_line
 
 POLL_S, POLL_TIMEOUT_S = 1.0, 15.0
 START_S = 60.0
@@ -66,7 +68,7 @@ class Tuner:
         self._host = fleet.names[0]
         self._clock, self._sleep = clock, sleep
         self._offset, self._rest, self._last = 0, "", [""]
-        self.tables = Tables.read(tuning.out)
+        self.tables = Tables.read(tuning.out, tuning.experts_out)
         self.events: list[Event] = []
 
     def run(self, seconds: float | None = None) -> Tuned:
@@ -151,10 +153,17 @@ class Tuner:
             if isinstance(told, Event):
                 self.events.append(told)
                 self._observer.event(told)
-            elif told is not None:
-                self.tables.add(told, self._tuning.out)
+            elif isinstance(told, PartialLine):
+                self.tables.add_partial(told, self._folder(told.file))
+            elif isinstance(told, TableLine):
+                self.tables.add(told, self._folder(told.file))
             elif line.strip():
                 self._last = [*self._last, line.strip()][-LAST_LINES:]
+
+    def _folder(self, name: str) -> Path:
+        """Where this table lies here."""
+        own = self._tuning.experts_out
+        return own if own is not None and "/" in name else self._tuning.out
 
     def _require_success(self, found: dict[str, Any]) -> None:
         """Raise what the tuner said when it failed."""

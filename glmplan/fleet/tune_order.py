@@ -18,10 +18,12 @@ from glmplan.fleet import tune_program
 from glmplan.fleet.deployment import owner
 from glmplan.fleet.tune_result import Tables
 from glmplan.kernels.engines import PORT
+from glmplan.kernels.engines.sglang_tune_experts import parse_experts
 from glmplan.kernels.engines.sglang_versions import VERSIONS
 from glmplan.kernels.packed import packed_text, user_profiles
 
 PROGRAM = "tune_program.py"
+KINDS = ("gemm", "moe", "both")
 BUSY_BYTES = 1 << 30
 """A GPU on which others hold more than this is not one to measure on."""
 MISSING_ENGINE = "Tables are made with the engine that uses them."
@@ -34,7 +36,8 @@ def deployment_name(engine_version: str) -> str:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What to tune and where. `shapes` are the tuner's own words (N,K); empty for all of GLM-5.2 at `tp_size`."""
+    """What to tune and where. `shapes` and `experts` are the tuner's own words (N,K and E,N[,HIDDEN,TOP_K]); with neither
+    it is all of GLM-5.2's of `kind` at `tp_size`. Tables of experts go to `experts_out`."""
 
     python: str
     engine_version: str
@@ -45,6 +48,20 @@ class Tuning:
     shapes: tuple[str, ...] = ()
     rows: str | None = None
     again: bool = False
+    kind: str = "both"
+    experts: tuple[str, ...] = ()
+    experts_out: Path | None = None
+    ep_size: int = 1
+    quick: bool = False
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where its tables go."""
+        named = bool(self.shapes or self.experts)
+        gemm = bool(self.shapes) if named else self.kind != "moe"
+        moe = bool(self.experts) if named else self.kind != "gemm"
+        own = [self.out] if gemm else []
+        return tuple(dict.fromkeys([*own, *([self.experts_out or self.out] if moe else [])]))
 
     @property
     def name(self) -> str:
@@ -55,8 +72,10 @@ class Tuning:
     def words(self) -> list[str]:
         """The tuner's command line but for where it writes."""
         shapes = ["--shapes", *self.shapes] if self.shapes else []
+        experts = ["--experts", *self.experts] if self.experts else []
         rows = ["--rows", self.rows] if self.rows else []
-        return ["--tp-size", str(self.tp_size), *shapes, *rows]
+        sizes = ["--tp-size", str(self.tp_size), "--ep-size", str(self.ep_size), "--kind", self.kind]
+        return [*sizes, *shapes, *experts, *rows, *(["--quick"] if self.quick else [])]
 
     @property
     def digest(self) -> str:
@@ -77,14 +96,14 @@ class Tuning:
             "gpu_indexes": [self.gpu_index], "site": packed_text(),
             "files": [
                 {"name": PROGRAM, "content": program},
-                {"name": tune_program.KNOWN, "content": json.dumps({"tables": known.tables, "gains": known.gains})},
+                {"name": tune_program.KNOWN, "content": json.dumps(vars(known))},
             ],
         }  # fmt: skip
 
 
-def tuned_folder(engine_version: str) -> Path:
-    """Where tables of the user lie: in the first folder of GLMPLAN_PROFILES, else in the user's data folder."""
-    return user_profiles()[0] / "tuned" / engine_version / "gemm"
+def tuned_folder(engine_version: str, kind: str = "gemm") -> Path:
+    """Where tables of a kind (gemm, moe) lie: in the first folder of GLMPLAN_PROFILES, else in the user's data folder."""
+    return user_profiles()[0] / "tuned" / engine_version / kind
 
 
 def choose_python(host: Host, named: str | None) -> tuple[str, str]:
@@ -142,6 +161,13 @@ def choose_gpu(host: Host, held: int | None = None) -> tuple[int, str]:
 def _held_bytes(gpu: Gpu) -> int:
     """What others hold on a GPU: processes of another container are not listed, their memory is."""
     return max(gpu.memory_in_use_bytes, sum(one.used_bytes or 0 for one in gpu.processes))
+
+
+def check_experts(experts: Sequence[str]) -> tuple[str, ...]:
+    """E,N or E,N,HIDDEN,TOP_K words; refused here before a host is asked."""
+    for text in experts:
+        parse_experts(text)
+    return tuple(dict.fromkeys(experts))
 
 
 def check_shapes(shapes: Sequence[str]) -> tuple[str, ...]:

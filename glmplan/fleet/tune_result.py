@@ -1,6 +1,7 @@
 """What the tuner says, line by line, the tables that came back, and what was gained over the engine's default.
 
-Times are microseconds of one GEMM; a gain is the default's time over the tuned one's, 1 where they are the same.
+Times are microseconds of one GEMM, of experts both GEMMs and the sorting; a gain is the default's time over the tuned one's,
+1 where they are the same. Tables of experts lie in a folder of their own, below `configs`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from pydantic import ConfigDict, ValidationError
 
 from glmplan.errors import UsageError
 from glmplan.facts.base import Frozen
+from glmplan.kernels.engines import sglang_expert_tables as experts
 from glmplan.kernels.engines.sglang_tables import NAME, read_table
 
 if TYPE_CHECKING:
     from glmplan.fleet.tune_order import Tuning
+
+PARTIAL = "partial"
 
 
 class Event(Frozen):
@@ -39,6 +43,13 @@ class Event(Frozen):
     default_us: float | None = None
     tuned_us: float | None = None
     file: str | None = None
+    experts: int | None = None
+    row_count: int | None = None
+
+    @property
+    def size(self) -> str:
+        """2624x6144, or 256x256x6144 for 256 experts."""
+        return f"{self.n}x{self.k}" if self.experts is None else f"{self.experts}x{self.n}x{self.k}"
 
 
 class TableLine(Frozen):
@@ -50,6 +61,14 @@ class TableLine(Frozen):
     gains: dict[str, Any] | None = None
 
 
+class PartialLine(Frozen):
+    """What is known so far of a shape that is found row by row."""
+
+    kind: Literal["partial"]
+    file: str
+    content: dict[str, Any]
+
+
 class RowGain(Frozen):
     """One number of rows; None where the engine's default cannot run at all."""
 
@@ -59,15 +78,22 @@ class RowGain(Frozen):
 
 
 class TunedShape(Frozen):
-    """One weight [n, k]. `gain` is the geometric mean over `rows`; `measured` False for a table that was there before."""
+    """One weight [n, k], or `experts` each n wide in a hidden size of k. `gain` is the geometric mean over `rows`;
+    `measured` is False for a table that was there before."""
 
     name: str
+    experts: int | None = None
     n: int
     k: int
     file: str
     measured: bool
     gain: float | None
     rows: tuple[RowGain, ...]
+
+    @property
+    def size(self) -> str:
+        """N x K, or experts, width and hidden size."""
+        return f"{self.n} x {self.k}" if self.experts is None else f"{self.experts} x {self.n} x {self.k}"
 
 
 class Tuned(Frozen):
@@ -81,63 +107,85 @@ class Tuned(Frozen):
     engine_version: str
     tp_size: int
     out: str
+    experts_out: str | None = None
     complete: bool
     interrupted: bool
     shapes_wanted: int | None
     shapes: tuple[TunedShape, ...]
+
+    @property
+    def where(self) -> str:
+        """The folders of the tables, in words."""
+        named = {str(self.experts_out or self.out) if shape.experts is not None else self.out for shape in self.shapes}
+        return " and ".join(sorted(named)) or self.out
 
     @classmethod
     def of(
         cls, tuning: Tuning, host: str, events: Iterable[Event], tables: Tables, interrupted: bool, timed_out: bool
     ) -> Tuned:
         """From the events and the tables that came back."""
-        ended = {(event.n, event.k): event for event in events if event.kind in ("kept", "done")}
+        ended = {(event.experts, event.n, event.k): event for event in events if event.kind in ("kept", "done")}
         wanted = [event.steps for event in events]
         return cls(
             host=host, gpu=tuning.gpu, gpu_index=tuning.gpu_index, python=tuning.python,
             engine_version=tuning.engine_version, tp_size=tuning.tp_size, out=str(tuning.out),
+            experts_out=None if tuning.experts_out is None else str(tuning.experts_out),
             complete=not interrupted and not timed_out, interrupted=interrupted,
             shapes_wanted=wanted[-1] if wanted else None,
             shapes=tuple(_shape(event, tables) for event in ended.values() if event.file),
         )  # fmt: skip
 
 
-def parse_line(line: str) -> Event | TableLine | None:
-    """An event, a table, or None for what libraries print."""
+def parse_line(line: str) -> Event | TableLine | PartialLine | None:
+    """An event, a table, what is known of one, or None for what libraries print."""
     if not line.startswith("{"):
         return None
     try:
         raw = json.loads(line)
-        return (TableLine if raw.get("kind") == "table" else Event).model_validate(raw)
-    except (ValueError, ValidationError, AttributeError):
+        kinds: dict[str, type[TableLine | PartialLine]] = {"table": TableLine, "partial": PartialLine}
+        return kinds.get(raw.get("kind"), Event).model_validate(raw)
+    except (ValueError, ValidationError, AttributeError, TypeError):
         return None
 
 
 @dataclass
 class Tables:
-    """Tables and gains by file name."""
+    """Tables, gains and what is known of unfinished ones, by path below their folder: a name for a GEMM's, configs/... for
+    those of experts."""
 
     tables: dict[str, Any] = field(default_factory=dict)
     gains: dict[str, Any] = field(default_factory=dict)
+    partial: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path) -> Tables:
-        """What lies in a folder; a table that cannot be read is refused by name."""
+    def read(cls, folder: Path, experts_folder: Path | None = None) -> Tables:
+        """What lies in the folders; a table that cannot be read is refused by name."""
         found = cls()
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder} is not a folder.", "Name a folder for the tables: --out.")
-        for path in sorted(folder.glob("*.json")):
-            if NAME.fullmatch(path.name):
-                found.tables[path.name] = {str(rows): config for rows, config in read_table(path).items()}
-        for path in sorted((folder / "gains").glob("*.json")):
-            if path.name in found.tables:
-                found.gains[path.name] = _read_gains(path)
+        for where in filter(None, (folder, experts_folder)):
+            if where.exists() and not where.is_dir():
+                raise UsageError(f"{where} is not a folder.", "Name a folder for the tables: --out.")
+        found._take(folder, sorted(folder.glob("*.json")))
+        if experts_folder is not None:
+            found._take(experts_folder, sorted((experts_folder / experts.CONFIGS).glob("triton_*/*.json")))
+            for path in sorted((experts_folder / PARTIAL / experts.CONFIGS).glob("triton_*/*.part")):
+                found.partial[str(path.relative_to(experts_folder / PARTIAL))] = _read_gains(path)
         return found
 
+    def _take(self, folder: Path, paths: Iterable[Path]) -> None:
+        for path in paths:
+            name = str(path.relative_to(folder))
+            if not (NAME.fullmatch(name) or experts.PLACE.fullmatch(name)):
+                continue
+            table = read_table(path, tma="/" in name)
+            self.tables[name] = {str(rows): config for rows, config in table.items()}
+            if (folder / "gains" / name).exists():
+                self.gains[name] = _read_gains(folder / "gains" / name)
+
     def add(self, line: TableLine, folder: Path) -> None:
-        """Keep a table that came back, and write it; what is no table of GEMM sizes is refused."""
-        if not NAME.fullmatch(line.file):
+        """Keep a table that came back, and write it; what is no table of this kind is refused."""
+        if not (NAME.fullmatch(line.file) or experts.PLACE.fullmatch(line.file)):
             raise UsageError(f"The host sent a table named {line.file!r}.", "Use the same glmplan on both sides.")
+        self._drop_partial(line.file, folder)
         if self.tables.get(line.file) == line.table and (folder / line.file).exists():
             return
         if line.gains is not None:
@@ -145,6 +193,17 @@ class Tables:
             self.gains[line.file] = line.gains
         _write(folder / line.file, line.table, read_table)
         self.tables[line.file] = line.table
+
+    def add_partial(self, line: PartialLine, folder: Path) -> None:
+        """Keep what is known so far, for the next run."""
+        if not experts.PLACE.fullmatch(line.file.removesuffix(".part")):
+            raise UsageError(f"The host sent a file named {line.file!r}.", "Use the same glmplan on both sides.")
+        _write(folder / PARTIAL / line.file, line.content)
+        self.partial[line.file] = line.content
+
+    def _drop_partial(self, name: str, folder: Path) -> None:
+        self.partial.pop(f"{name}.part", None)
+        (folder / PARTIAL / f"{name}.part").unlink(missing_ok=True)
 
 
 def _read_gains(path: Path) -> Any:
@@ -176,7 +235,7 @@ def _write(path: Path, content: object, check: Callable[[Path], object] | None =
 
 
 def _shape(event: Event, tables: Tables) -> TunedShape:
-    name = Path(event.file or "").name
+    name = _below(event)
     told = tables.gains.get(name)
     found = told.get("gains") if isinstance(told, dict) else None
     rows = tuple(
@@ -185,8 +244,15 @@ def _shape(event: Event, tables: Tables) -> TunedShape:
         if count.isdecimal() and isinstance(one, dict)
     )
     return TunedShape(
-        name=event.shape, n=event.n, k=event.k, file=name, measured=event.kind == "done", gain=mean_gain(rows), rows=rows
-    )
+        name=event.shape, experts=event.experts, n=event.n, k=event.k, file=name, measured=event.kind == "done",
+        gain=mean_gain(rows), rows=rows,
+    )  # fmt: skip
+
+
+def _below(event: Event) -> str:
+    """Its table as it is named below the folder."""
+    parts = Path(event.file or "").parts
+    return "/".join(parts[-1:] if event.experts is None else parts[-3:])
 
 
 def mean_gain(rows: Iterable[RowGain]) -> float | None:

@@ -24,17 +24,18 @@ def checked(op: str, form: str, error: float, limit: float, microseconds: float)
     return Result(op, form, error, limit, microseconds, error <= limit)
 
 
-def graph_microseconds(launches: Sequence[Callable[[], object]], replays: int = 20) -> float:
+def graph_microseconds(launches: Sequence[Callable[[], object]], replays: int = 20, least: int = 16) -> float:
     """Median time of one launch, by CUDA events over replays of a graph that holds all of them in order.
 
     Give launches over different buffers, larger together than the L2 cache, to time device memory and not the cache.
-    Fewer than 16 are repeated in the graph, so that starting it (some 8 microseconds) does not count.
+    Fewer than `least` are repeated in the graph, so that starting it (some 8 microseconds) does not count.
     """
     import torch
 
-    launches = list(launches) * (-(-16 // len(launches)))
+    launches = list(launches) * (-(-least // len(launches)))
 
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for launch in launches:
             launch()

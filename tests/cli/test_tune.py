@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from glmplan.kernels.engines.sglang_expert_tables import file_name as expert_file
 from glmplan.kernels.engines.sglang_tables import file_name, read_table
 from tests import fake_nvml_build
 from tests.cli.conftest import Ran
@@ -69,6 +70,11 @@ class Home:
     def starts(self) -> int:
         return len(self.notes.read_text().splitlines()) if self.notes.exists() else 0
 
+    def measured(self) -> list[int]:
+        """Rows of experts that were measured, over all runs."""
+        noted = Path(f"{self.notes}.experts")
+        return [int(line) for line in noted.read_text().splitlines()] if noted.exists() else []
+
 
 def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
@@ -110,13 +116,14 @@ def test_the_real_parser_takes_what_is_sent(home: Home):
     assert home.run(*TWO, "--tp-size", "4").code == 0
     argv = json.loads(home.notes.read_text())["argv"]
     assert argv[1:] == [
-        *("--out", argv[2], "--json-lines", "--tp-size", "4", "--shapes", "2624,6144", "512,1024", "--rows", "1,64")
+        *("--out", argv[2], "--json-lines", "--tp-size", "4", "--ep-size", "1", "--kind", "both"),
+        *("--shapes", "2624,6144", "512,1024", "--rows", "1,64"),
     ]
 
 
 def test_all_shapes_of_a_tp_size(home: Home):
     home.engine()
-    ran = home.run("--rows", "1", "--tp-size", "16", "--json", "--out", str(home.folder / "out"))
+    ran = home.run("--rows", "1", "--tp-size", "16", "--kind", "gemm", "--json", "--out", str(home.folder / "out"))
     found = json.loads(ran.out)
     assert ran.code == 0, ran.err
     assert found["complete"] is True
@@ -124,6 +131,60 @@ def test_all_shapes_of_a_tp_size(home: Home):
     assert (found["host"], found["gpu_index"], found["tp_size"]) == ("local", 0, 16)
     assert (found["shapes"][0]["name"], found["shapes"][0]["gain"]) == ("fused_qkv_a_proj", pytest.approx(2.0))
     assert len(list((home.folder / "out").glob("*.json"))) == 8
+
+
+UP = f"configs/triton_3_8_0/{expert_file(256, 128, 'NVIDIA H200')}"
+DOWN = f"configs/triton_3_8_0/{expert_file(256, 128, 'NVIDIA H200', down=True)}"
+
+
+def test_experts_get_two_tables_where_the_engine_looks(home: Home):
+    home.engine()
+    ran = home.run("--kind", "moe", "--tp-size", "16", "--rows", "1,512")
+    assert ran.code == 0, ran.err
+    moe = home.tables.parent / "moe"
+    up, down = read_table(moe / UP), read_table(moe / DOWN)
+    assert {rows: config["BLOCK_SIZE_M"] for rows, config in up.items()} == {1: 16, 512: 16}
+    assert all(up[rows]["BLOCK_SIZE_M"] == down[rows]["BLOCK_SIZE_M"] for rows in up)
+    gains = json.loads((moe / "gains" / UP).read_text())["gains"]
+    assert gains["512"]["default_us"] > gains["512"]["tuned_us"]
+    assert "256 x 128 x 6144" in ran.out
+    assert f"1 of 1 tables for SGLang 0.5.23 on NVIDIA H200 are in {moe}." in ran.out
+    assert "[1/1] experts 256x128x6144: 512 rows" in ran.err
+    assert not list(home.tables.glob("*.json"))
+    assert not list((moe / "partial").rglob("*.part"))
+    kept = json.loads(home.run("--kind", "moe", "--tp-size", "16", "--rows", "1,512", "--json").out)
+    assert [(one["experts"], one["measured"]) for one in kept["shapes"]] == [(256, False)]
+
+
+def test_experts_that_were_stopped_go_on_with_the_rows_that_are_missing(home: Home):
+    home.engine(case_s=1.5)
+    asked = ("--experts", "256,128", "--rows", "1,2,4,8")
+    process = home.start(*asked)
+    partial = home.tables.parent / "moe" / "partial" / f"{UP}.part"
+    wait_until("a row", partial.exists)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    done = json.loads(partial.read_text())["rows"]
+    assert 1 <= len(done) < 4
+    assert not (home.tables.parent / "moe" / UP).exists(), "half a table is none"
+    before = len(home.measured())
+    ran = home.run(*asked, "--json")
+    assert ran.code == 0, ran.err
+    assert home.measured()[before:] == [rows for rows in (1, 2, 4, 8) if str(rows) not in done]
+    assert len(json.loads(ran.out)["shapes"][0]["rows"]) == 4
+
+
+def test_both_kinds_go_to_one_folder_that_is_named(home: Home):
+    home.engine()
+    out = home.folder / "out"
+    ran = home.run("--shapes", "512,1024", "--experts", "256,128", "--rows", "1", "--quick", "--out", str(out), "--json")
+    found = json.loads(ran.out)
+    assert ran.code == 0, ran.err
+    assert [(one["experts"], one["file"]) for one in found["shapes"]] == [(None, SECOND), (256, UP)]
+    assert (out / SECOND).exists()
+    assert (out / UP).exists()
+    assert json.loads((out / "gains" / UP).read_text())["setting"]["search"] == "quick"
 
 
 def test_what_is_there_is_kept_and_measured_again_only_when_asked(home: Home):
@@ -244,8 +305,12 @@ def test_no_gpu_is_a_sentence(tmp_path: Path, nvml: Path):
 
 
 @pytest.mark.parametrize(
-    "words", [("--shapes", "12"), ("--minutes", "0"), ("--hosts", "a,b"), ("--tp-size", "3"), ("--rows", "many")]
-)
+    "words",
+    [
+        ("--shapes", "12"), ("--minutes", "0"), ("--hosts", "a,b"), ("--tp-size", "3"), ("--rows", "many"),
+        ("--kind", "all"), ("--experts", "256"), ("--experts", "256,100"), ("--ep-size", "3"),
+    ],
+)  # fmt: skip
 def test_what_makes_no_sense_is_refused(home: Home, words):
     home.engine()
     ran = home.run(*words)

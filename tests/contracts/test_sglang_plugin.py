@@ -14,6 +14,8 @@ from functools import cache
 import pytest
 
 from glmplan.kernels.engines import ENTRY_POINT, SGLANG_GROUP
+from glmplan.kernels.engines import sglang_expert_tables as experts
+from glmplan.kernels.engines.sglang_expert_engine import FUSED
 from glmplan.kernels.engines.sglang_tables import file_name
 from glmplan.kernels.engines.sglang_versions import VERSIONS, Target
 from tests.contracts.wheels import WheelUnavailable, wheel
@@ -24,7 +26,7 @@ PACKAGES = {"deep_gemm": {"0.5.13.post1": ("sgl-deep-gemm", "0.1.2")}}
 ALL = [
     pytest.param(version, target, id=f"{version}-{target.path.rsplit('.', 1)[1]}")
     for version, release in VERSIONS.items()
-    for target in (*release.early, *release.targets, release.block_fp8)
+    for target in (*release.early, *release.targets, release.block_fp8, release.moe_configs)
 ]
 
 
@@ -176,7 +178,76 @@ def test_tables_are_named_as_the_engine_looks_them_up(version: str):
     assert found == file_name(2624, 6144, "NVIDIA GeForce RTX 4090")
 
 
-def test_a_folder_of_expert_tables_needs_configs_inside():
-    source = ast.unparse(module("0.5.23", "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe_triton_config"))
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_folder_of_expert_tables_needs_configs_inside(version: str):
+    source = ast.unparse(function(version, f"{experts.LOOKUP}.get_moe_configs"))
     assert "os.environ.get('SGLANG_MOE_CONFIG_DIR'" in source
+    assert "os.path.join(config_dir, 'configs', version_dir, json_file_name)" in source
+    assert "version_dir = f\"triton_{triton_version.replace('.', '_')}\"" in source
     assert "os.listdir(configs_root)" in source
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("down", [False, True])
+def test_expert_tables_are_named_as_the_engine_looks_them_up(version: str, down: bool):
+    naming = function(version, f"{experts.LOOKUP}.get_config_file_name")
+    naming.decorator_list = []
+    scope: dict = {"get_device_name": lambda: "NVIDIA GeForce RTX 4090", "Optional": {str: None, int: None}}
+    exec(compile(ast.Module([naming], []), "naming", "exec"), scope)
+    found = scope["get_config_file_name"](256, 256, "fp8_w8a8", [128, 128], False, down_moe=down)
+    assert found == experts.file_name(256, 256, "NVIDIA GeForce RTX 4090", down)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_experts_are_looked_up_by_the_rank_s_own_number_and_width(version: str):
+    choosing = ast.unparse(function(version, f"{experts.LOOKUP}.try_get_optimal_moe_config"))
+    assert "E, _, N = w2_shape" in choosing
+    assert "config['BLOCK_SIZE_M'] != down_config['BLOCK_SIZE_M']" in choosing, "both GEMMs share it"
+    (call,) = calls(function(version, f"{FUSED}._prepare_fused_moe_run"), "try_get_optimal_moe_config")
+    assert "num_tokens" in map(ast.unparse, call.args), "rows are tokens"
+    context = "get_exec().deterministic" if version == "0.5.23" else "get_global_server_args()"
+    for name in ("get_moe_configs", "get_default_config"):
+        assert f"{context}.enable_deterministic_inference" in ast.unparse(function(version, f"{experts.LOOKUP}.{name}"))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_both_expert_gemms_are_called_as_the_tuner_calls_them(version: str):
+    fused = module(version, FUSED)
+    kernels = "sglang.kernels.ops.moe" if version == "0.5.23" else "sglang.srt.layers.moe.moe_runner.triton_utils"
+    taken = function(version, f"{kernels}.fused_moe_triton_kernels.invoke_fused_moe_kernel").args
+    names = [item.arg for item in taken.args]
+    assert names[:15] == [
+        "A", "B", "bias", "C", "A_scale", "B_scale", "B_zp", "topk_weights", "topk_ids", "sorted_token_ids", "expert_ids",
+        "num_tokens_post_padded", "mul_routed_weight", "top_k", "config",
+    ]  # fmt: skip
+    ours = {
+        "compute_type", "use_fp8_w8a8", "use_int8_w8a8", "use_int8_w8a16", "use_int4_w4a16", "per_channel_quant",
+        "block_shape", "filter_expert", "router_topk",
+    }  # fmt: skip
+    assert ours <= set(names)
+    up, down = calls(function(version, f"{FUSED}._fused_moe_kernel_sequence"), "invoke_fused_moe_kernel")
+    assert [ast.unparse(argument) for argument in up.args[11:15]] == [
+        "num_tokens_post_padded", "apply_router_weight_on_input", "topk", "config",
+    ]  # fmt: skip
+    assert ast.unparse(down.args[13]) == "1"
+    assert ast.unparse(down.args[14]) == "down_config or config"
+    for call, more in ((up, set()), (down, {"router_topk"})):
+        given = {word.arg for word in call.keywords}
+        assert (ours - {"router_topk"}) | more <= given
+        off = given - ours
+        assert off <= {"c_sorted", "a_use_tma", "b_use_tma", "fuse_sum_all_reduce", "fuse_swiglu"}, "off by default"
+    aligning = f"{experts.LOOKUP.rsplit('.', 1)[0]}.moe_align_block_size.moe_align_block_size"
+    assert [item.arg for item in function(version, aligning).args.args][:3] == ["topk_ids", "block_size", "num_experts"]
+    (call,) = calls(function(version, f"{FUSED}._prepare_fused_moe_run"), "moe_align_block_size")
+    assert list(map(ast.unparse, call.args)) == ["topk_ids", "config['BLOCK_SIZE_M']", "E"]
+    assert "invoke_fused_moe_kernel" in ast.unparse(fused)
+    launching = function(version, f"{kernels}.fused_moe_triton_kernels.invoke_fused_moe_kernel")
+    assert "fused_moe_kernel[grid](" in ast.unparse(launching), "looked up in its module, where compiling ahead puts its own"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_without_a_down_table_both_gemms_take_the_same_tiles(version: str):
+    """So a table of the first GEMM alone would do; the tuner writes both, because their best tiles differ."""
+    looking = ast.unparse(function(version, f"{experts.LOOKUP}.get_moe_configs"))
+    assert ("return up_configs" in looking) == (version == "0.5.23")
+    assert "down_config or config" in ast.unparse(function(version, f"{FUSED}._fused_moe_kernel_sequence"))

@@ -11,6 +11,7 @@ import runpy
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 TUNER = "glmplan.kernels.engines.sglang_tune"
@@ -72,6 +73,38 @@ class Bench:
         return Case(self.settings, rows)
 
 
+class ExpertCase:
+    """Times as Case's, for both GEMMs; grouping costs the second one."""
+
+    kept_default = None
+
+    def __init__(self, settings: dict[str, Any], rows: int) -> None:
+        self.settings, self.rows = settings, rows
+        with Path(f"{settings.get('notes', os.devnull)}.experts").open("a") as out:
+            out.write(f"{rows}\n")
+
+    def compile_ahead(self, wanted: Any) -> None:
+        pass
+
+    def time_us(self, part: str, config: dict[str, int]) -> float:
+        return Case(self.settings, self.rows).time_us(config) + (config["GROUP_SIZE_M"] if part == "down" else 0)
+
+    def pair_us(self, configs: Any) -> float:
+        if configs is None:
+            time.sleep(self.settings.get("case_s", 0.0))
+            return 90.0 + self.rows
+        return sum(self.time_us(part, config) for part, config in zip(("up", "down"), configs, strict=True))
+
+
+class ExpertBench(Bench):
+    """What the tuner of experts asks of a GPU."""
+
+    folder = "configs/triton_3_8_0"
+
+    def layer(self, shape: Any, most_rows: int) -> Any:
+        return SimpleNamespace(case=lambda rows: ExpertCase(self.settings, rows))
+
+
 def main() -> None:
     """As `python3 WORDS...` would, with the tuner's two doors to the hardware replaced."""
     python, *words = sys.argv[1:]
@@ -87,6 +120,8 @@ def main() -> None:
             os.abort()
         tuner.engine_version = lambda: settings["version"]
         tuner.Bench = lambda: Bench(settings)
+        tuner.ExpertBench = lambda: ExpertBench(settings)
+        tuner.device_sm = lambda: 89
         sys.argv = ["sglang_tune", *words[2:]]
         print("a library prints this", file=sys.stderr)
         sys.exit(tuner.main(words[2:]))

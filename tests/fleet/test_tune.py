@@ -18,7 +18,8 @@ from glmplan.facts.gpu import Gpu, GpuProcess
 from glmplan.facts.host import Host
 from glmplan.facts.system import EngineEnvironment, System
 from glmplan.fleet.tune_order import Tuning, check_shapes, choose_gpu, choose_python, tuned_folder
-from glmplan.fleet.tune_result import Event, RowGain, TableLine, Tables, Tuned, mean_gain, parse_line
+from glmplan.fleet.tune_result import Event, PartialLine, RowGain, TableLine, Tables, Tuned, mean_gain, parse_line
+from glmplan.kernels.engines.sglang_expert_tables import file_name as expert_file
 from glmplan.kernels.engines.sglang_tables import file_name
 from tests import fake_nvml_build
 from tests.fleet.control import Controller, wait_until
@@ -27,6 +28,7 @@ from tests.netns import Network, network, why_not
 
 TWO = ("--shapes", "2624,6144", "--shapes", "512,1024", "--rows", "1,64")
 FIRST, SECOND = file_name(2624, 6144, "NVIDIA H200"), file_name(512, 1024, "NVIDIA H200")
+EXPERTS = f"configs/triton_3_8_0/{expert_file(16, 512, 'NVIDIA H200')}"
 CONFIG = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 3}
 
 
@@ -134,6 +136,7 @@ def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.delenv("GLMPLAN_PROFILES", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert tuned_folder("0.5.23") == tmp_path / "glmplan" / "profiles" / "tuned" / "0.5.23" / "gemm"
+    assert tuned_folder("0.5.23", "moe").name == "moe"
     monkeypatch.setenv("GLMPLAN_PROFILES", f"{tmp_path / 'own'}{os.pathsep}/other")
     assert tuned_folder("0.5.23") == tmp_path / "own" / "tuned" / "0.5.23" / "gemm"
 
@@ -147,12 +150,38 @@ def test_what_the_tuner_prints_is_read_and_what_libraries_print_is_not():
 
 
 def test_a_table_with_another_name_or_wrong_sizes_is_refused(tmp_path: Path):
-    for name in ("../../.bashrc", "N=1.json"):
+    for name in ("../../.bashrc", "N=1.json", "configs/E=1.json", f"configs/../{EXPERTS}"):
         with pytest.raises(Exception, match="The host sent a table named"):
             Tables().add(TableLine(kind="table", file=name, table={"1": CONFIG}), tmp_path)
     with pytest.raises(Exception, match="num_stages=99"):
         Tables().add(TableLine(kind="table", file=FIRST, table={"1": {**CONFIG, "num_stages": 99}}), tmp_path)
     assert not (tmp_path / FIRST).exists()
+
+
+def test_what_is_known_of_experts_is_kept_until_their_table_comes(tmp_path: Path):
+    moe = tmp_path / "moe"
+    known = {"of": {"shape": [16]}, "rows": {"1": {"up": CONFIG}}}
+    line = parse_line(json.dumps({"kind": "partial", "file": f"{EXPERTS}.part", "content": known}))
+    assert isinstance(line, PartialLine)
+    tables = Tables.read(tmp_path / "gemm", moe)
+    tables.add_partial(line, moe)
+    assert Tables.read(tmp_path / "gemm", moe).partial == {f"{EXPERTS}.part": known}
+    for name in ("../x.part", f"{EXPERTS}/../../x.part"):
+        with pytest.raises(UsageError, match="The host sent a file named"):
+            tables.add_partial(PartialLine(kind="partial", file=name, content={}), moe)
+    tables.add(TableLine(kind="table", file=EXPERTS, table={"1": CONFIG}), moe)
+    again = Tables.read(tmp_path / "gemm", moe)
+    assert (again.partial, set(again.tables)) == ({}, {EXPERTS})
+
+
+def test_where_tables_go_is_told_for_what_is_tuned():
+    def folders(**asked: Any) -> tuple[str, ...]:
+        tuning = Tuning("python3", "0.5.23", 0, "NVIDIA H200", 8, Path("gemm"), experts_out=Path("moe"), **asked)
+        return tuple(map(str, tuning.folders))
+
+    assert folders() == ("gemm", "moe")
+    assert folders(kind="moe") == folders(experts=("256,256",)) == ("moe",)
+    assert folders(kind="gemm") == folders(shapes=("512,1024",)) == ("gemm",)
 
 
 def test_the_gain_is_the_geometric_mean_over_what_could_run():

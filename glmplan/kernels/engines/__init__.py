@@ -18,6 +18,7 @@ VLLM_GROUP = "vllm.general_plugins"
 PORT = "GLMPLAN_PORT"
 PORT_MODES = ("auto", "force", "off")
 TUNED_DIR = "GLMPLAN_TUNED_DIR"
+MOE_DIR = "SGLANG_MOE_CONFIG_DIR"
 
 
 class PortLine(NamedTuple):

@@ -35,6 +35,7 @@ DENSE_PREFILL = "SGLANG_DSA_PREFILL_DENSE_ATTN_KV_LEN_THRESHOLD"
 SCHEDULER = "sglang.srt.managers.scheduler"
 
 _activated = False
+_tabled = False
 
 
 def register() -> None:
@@ -66,8 +67,9 @@ def release_of(mode: str) -> Any:
 
 def install_early() -> None:
     """What must be in place before arguments are resolved and before a scheduler has its GPU."""
-    from glmplan.kernels.engines import sglang_hooks, sglang_tables
+    from glmplan.kernels.engines import sglang_expert_tables, sglang_hooks, sglang_tables
 
+    sglang_expert_tables.require_readable()
     version = engine_version()
     early = _release().early
     if SCHEDULER not in sys.modules:
@@ -99,7 +101,19 @@ def before_load_model(original: Callable[..., Any], runner: Any) -> Any:
     """ModelRunner.load_model: the GPU is chosen, the model's configuration is read, nothing of it is built yet."""
     with fatal_errors("Putting glmplan's kernels into SGLang"):
         activate(runner)
+        use_expert_tables()
     return original(runner)
+
+
+def use_expert_tables() -> None:
+    """Tables of experts, on any GPU. Not earlier: the lookup's package imports half of the engine."""
+    global _tabled
+    from glmplan.kernels.engines import sglang_expert_tables, sglang_hooks
+
+    if _tabled or sglang_expert_tables.folder() is None:
+        return
+    _tabled = True
+    sglang_hooks.install((_release().moe_configs,), engine_version())
 
 
 def activate(runner: Any) -> None:

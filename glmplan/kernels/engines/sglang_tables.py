@@ -2,8 +2,8 @@
 any.
 
 The engine looks only inside its own package, whose file names are kept: `N=..,K=..,device_name=..,dtype=fp8_w8a8,
-block_shape=[128, 128].json`, a dictionary from M to tile sizes, of which the nearest M is used. Mixture-of-experts tables
-need no hook (SGLANG_MOE_CONFIG_DIR). A folder with a table that cannot be read is refused before anything is served.
+block_shape=[128, 128].json`, a dictionary from M to tile sizes, of which the nearest M is used. Tables of experts are in
+`sglang_expert_tables`. A folder with a table that cannot be read is refused before anything is served.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ def require_readable() -> None:
         read_table(path)
 
 
-def read_table(path: Path) -> Table:
-    """M -> tile sizes; raises UsageError with the file's name and what is wrong in it."""
+def read_table(path: Path, tma: bool = False) -> Table:
+    """M -> tile sizes; raises UsageError with the file's name and what is wrong in it. `tma`: USE_TMA may be there, too."""
     try:
         raw = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"The tuned table {path} cannot be read: {error}.", _remake()) from error
     if not isinstance(raw, dict) or not raw:
         raise UsageError(f"The tuned table {path} is not a dictionary from M to tile sizes.", _remake())
-    return {_row_count(path, text): _config(path, text, value) for text, value in raw.items()}
+    return {_row_count(path, text): _config(path, text, value, tma) for text, value in raw.items()}
 
 
 def block_fp8_configs(original: Callable[..., Any], N: int, K: int, block_n: int, block_k: int) -> Table | None:
@@ -107,8 +107,9 @@ def _row_count(path: Path, text: str) -> int:
     return int(text)
 
 
-def _config(path: Path, text: str, value: object) -> Config:
-    if not isinstance(value, Mapping) or set(value) != set(ALLOWED):
+def _config(path: Path, text: str, value: object, tma: bool) -> Config:
+    extra = {"USE_TMA"} if tma and isinstance(value, Mapping) and type(value.get("USE_TMA")) is bool else set()
+    if not isinstance(value, Mapping) or set(value) - extra != set(ALLOWED):
         raise UsageError(f"The tuned table {path} has for M={text} not exactly {', '.join(ALLOWED)}.", _remake())
     for name, allowed in ALLOWED.items():
         if type(value[name]) is not int or value[name] not in allowed:

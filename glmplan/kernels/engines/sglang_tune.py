@@ -1,35 +1,50 @@
-"""Which tile sizes make SGLang's block-FP8 GEMM fastest on this GPU, for GLM-5.2's weights at one TP size?
+"""Which tile sizes make SGLang's block-FP8 GEMM and fused experts fastest on this GPU, for GLM-5.2's weights at a TP size?
 
 `tune` searches the engine's own Triton kernel, shape by shape, and yields one event at a time; a shape's table is written
 whole when it is done and skipped when it is there, so a stopped run goes on where it stopped. Times are medians over
 CUDA-graph replays.
-`python -m glmplan.kernels.engines.sglang_tune --tp-size 8 --out DIR [--shapes N,K ...] [--rows M,M,...] [--json-lines]`
-Tables are named as the engine looks them up; what was gained against the engine's default is in DIR/gains under the same
-name. Weights and their sizes: config.json of zai-org/GLM-5.2-FP8; MoE experts are not among them.
+`python -m glmplan.kernels.engines.sglang_tune --tp-size 8 --out DIR [--kind gemm|moe|both] [--ep-size 1] [--quick]
+[--shapes N,K ...] [--experts E,N[,HIDDEN,TOP_K] ...] [--rows M,M,...] [--json-lines]`
+With shapes or experts named, only those are tuned. Tables are named as the engine looks them up, those of experts below
+DIR/configs; what was gained against the engine's default is in DIR/gains under the same name. Weights and their sizes:
+config.json of zai-org/GLM-5.2-FP8.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glmplan.errors import GlmplanError, UnsupportedError, UsageError, WrongAnswersError
+from glmplan.errors import GlmplanError, UsageError, WrongAnswersError
+from glmplan.kernels.engines.sglang_expert_bench import ExpertBench
 from glmplan.kernels.engines.sglang_tables import BLOCK, Config, Table, file_name, read_table
+from glmplan.kernels.engines.sglang_tune_experts import Experts, expert_shapes, parse_experts, tune_experts
+from glmplan.kernels.engines.sglang_tune_steps import (
+    AGREEMENT,
+    FINALISTS,
+    ROWS,
+    TP_SIZES,
+    Event,
+    engine_version,
+    require_gpu,
+    require_tp_size,
+    setting,
+    shared_need,
+    tile,
+    variations,
+    write_whole,
+    written,
+)
 from glmplan.kernels.engines.sglang_versions import VERSIONS
 
-TP_SIZES = (1, 2, 4, 8, 16)
-ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096)
-FINALISTS = 3
-AGREEMENT = 2e-2
-"""Largest difference to the default's result that is allowed, over the largest result: bf16 sums in another order."""
+__all__ = ["ROWS", "TP_SIZES", "Bench", "Event", "Shape", "candidates", "main", "search", "shapes", "tune"]
+KINDS = ("gemm", "moe", "both")
 
 
 class Shape(NamedTuple):
@@ -40,27 +55,9 @@ class Shape(NamedTuple):
     k: int
 
 
-class Event(NamedTuple):
-    """One step: `shape` before a shape, `rows` after one M of it, `kept` for a shape that is there already, `done` after a
-    shape."""
-
-    kind: str
-    shape: str
-    n: int
-    k: int
-    step: int
-    steps: int
-    rows: int | None = None
-    default_us: float | None = None
-    tuned_us: float | None = None
-    config: Config | None = None
-    file: str | None = None
-
-
 def shapes(tp_size: int, version: str) -> tuple[Shape, ...]:
     """Every distinct FP8 weight that a rank multiplies with, by its place in the model."""
-    if tp_size not in TP_SIZES:
-        raise UsageError(f"TP size is {tp_size}; GLM-5.2's FP8 blocks allow {', '.join(map(str, TP_SIZES))}.")
+    require_tp_size(tp_size)
     found = [
         Shape("fused_qkv_a_proj", 2624, 6144),
         Shape("q_b_proj", 16384 // tp_size, 2048),
@@ -77,47 +74,39 @@ def shapes(tp_size: int, version: str) -> tuple[Shape, ...]:
     return tuple(shape for shape in found if by_size[shape.n, shape.k] is shape)
 
 
-def candidates(rows: int, shared_bytes: int, smallest_k: int = BLOCK) -> tuple[Config, ...]:
+def candidates(rows: int, shared_bytes: int, smallest_k: int = BLOCK, quick: bool = False) -> tuple[Config, ...]:
     """Tile sizes worth timing first, for one number of rows: those that fit, with three stages and no grouping."""
     tall = [m for m in (16, 32, 64, 128) if m < 2 * max(rows, 16)]
+    wide, deep = ((32, 64, 128), (64, 128)) if not quick else ((64, 128), (BLOCK,))
     found = []
-    for m, n, k, warps in product(tall, (32, 64, 128), (64, 128), (4, 8)):
-        config = _config(m, n, k, warps)
+    for m, n, k, warps in product(tall[-2:] if quick else tall, wide, deep, (4, 8)):
+        config = tile(m, n, k, warps)
         small = m * n < 2048 and warps == 8
         if k >= smallest_k and not small and shared_need(config) <= shared_bytes:
             found.append(config)
     return tuple(found)
 
 
-def variations(config: Config, shared_bytes: int) -> tuple[Config, ...]:
-    """The same tile with other stages and groupings."""
-    others = [config | {"num_stages": stages, "GROUP_SIZE_M": group} for stages, group in product((2, 3, 4, 5), (1, 32))]
-    return tuple(other for other in others if other != config and shared_need(other) <= shared_bytes)
-
-
-def shared_need(config: Config) -> int:
-    """Bytes of shared memory for the FP8 tiles under way."""
-    tile = (config["BLOCK_SIZE_M"] + config["BLOCK_SIZE_N"]) * config["BLOCK_SIZE_K"]
-    return tile * max(config["num_stages"] - 1, 1)
-
-
 def search(
-    rows: int, shared_bytes: int, time_us: Callable[[Config], float], smallest_k: int = BLOCK
+    rows: int, shared_bytes: int, time_us: Callable[[Config], float], smallest_k: int = BLOCK, quick: bool = False
 ) -> tuple[Config, float]:
     """The fastest tile sizes for `rows` rows and their time; configurations that cannot run take infinitely long."""
-    timed = [(time_us(config), config) for config in candidates(rows, shared_bytes, smallest_k)]
+    timed = [(time_us(config), config) for config in candidates(rows, shared_bytes, smallest_k, quick)]
     timed.sort(key=lambda pair: pair[0])
-    for _, config in timed[:FINALISTS]:
-        timed += [(time_us(other), other) for other in variations(config, shared_bytes)]
+    for _, config in timed[: 1 if quick else FINALISTS]:
+        timed += [(time_us(other), other) for other in variations(config, shared_bytes, quick)]
     best_us, best = min(timed, key=lambda pair: pair[0])
     return best, best_us
 
 
-def tune(asked: Sequence[Shape], out: Path, rows: Sequence[int], bench: Any) -> Iterator[Event]:
+def tune(
+    asked: Sequence[Shape], out: Path, rows: Sequence[int], bench: Any, steps: int | None = None, quick: bool = False
+) -> Iterator[Event]:
     """Tables for every shape; `bench` times and runs the engine's kernel (Bench, or a stand-in of a test)."""
     for step, shape in enumerate(asked, 1):
         path = out / file_name(shape.n, shape.k, bench.device_name)
-        event = Event("shape", shape.name, shape.n, shape.k, step, len(asked), file=str(path))
+        event = Event("shape", shape.name, shape.n, shape.k, step, steps or len(asked), file=str(path))
+        event = event._replace(row_count=len(rows))
         if path.exists() and set(read_table(path)) >= set(rows):
             yield event._replace(kind="kept")
             continue
@@ -127,7 +116,7 @@ def tune(asked: Sequence[Shape], out: Path, rows: Sequence[int], bench: Any) -> 
         for count in rows:
             case = bench.case(shape, count)
             default_us = case.time_us(None)
-            best, tuned_us = search(count, bench.shared_bytes, case.time_us, bench.smallest_k)
+            best, tuned_us = search(count, bench.shared_bytes, case.time_us, bench.smallest_k, quick)
             case.require_agreement(best)
             if tuned_us > default_us and case.default is not None:
                 best, tuned_us = case.default, default_us
@@ -135,49 +124,21 @@ def tune(asked: Sequence[Shape], out: Path, rows: Sequence[int], bench: Any) -> 
             gains[count] = {"default_us": round(default_us, 2), "tuned_us": round(tuned_us, 2)}
             yield event._replace(kind="rows", rows=count, default_us=default_us, tuned_us=tuned_us, config=best)
         write_whole(out / "gains" / path.name, {"setting": bench.setting, "gains": gains})
-        write_whole(path, {str(count): config for count, config in table.items()})
+        write_whole(path, written(table))
         yield event._replace(kind="done")
-
-
-def write_whole(path: Path, content: object) -> None:
-    """The file appears with all of its content or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tune-")
-    with os.fdopen(handle, "w") as stream:
-        json.dump(content, stream, indent=1)
-        stream.write("\n")
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-
-
-def _config(m: int, n: int, k: int, warps: int) -> Config:
-    return {
-        "BLOCK_SIZE_M": m, "BLOCK_SIZE_N": n, "BLOCK_SIZE_K": k, "GROUP_SIZE_M": 1, "num_warps": warps, "num_stages": 3,
-    }  # fmt: skip
 
 
 class Bench:
     """The engine's kernel on the GPU of this process."""
 
     def __init__(self) -> None:
-        import torch
-        import triton
-
-        if not torch.cuda.is_available():
-            raise UnsupportedError("No CUDA GPU is visible to PyTorch.", "Tune on a machine with the GPU to tune for.")
-        if torch.cuda.get_device_capability() < (8, 9):
-            raise UnsupportedError(
-                "The engine's block-FP8 kernel needs sm_89 or newer; older GPUs use other weight kernels."
-            )
+        properties = require_gpu()
         self.version = engine_version()
         self.module: Any = import_module(VERSIONS[self.version].block_fp8.path.rsplit(".", 1)[0])
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         self.device_name = properties.name
         self.shared_bytes = properties.shared_memory_per_block_optin
         self.smallest_k = BLOCK if self.version == "0.5.13.post1" else 64
-        self.setting = {
-            "gpu": properties.name, "sglang": self.version, "torch": torch.__version__, "triton": triton.__version__,
-        }  # fmt: skip
+        self.setting = setting(properties, self.version)
 
     def case(self, shape: Shape, rows: int) -> Case:
         return Case(self.module, shape, rows)
@@ -232,16 +193,6 @@ class Case:
             raise WrongAnswersError(f"{config} gives results {error:.3g} away from the engine's default.")
 
 
-def engine_version() -> str:
-    try:
-        from sglang.version import __version__
-    except ImportError as error:
-        raise UnsupportedError("SGLang is not installed here.", "Tune in the environment that serves.") from error
-    if __version__ not in VERSIONS:
-        raise UnsupportedError(f"SGLang {__version__} is not known; known are {' and '.join(VERSIONS)}.")
-    return str(__version__)
-
-
 def parse_shape(text: str) -> Shape:
     n, comma, k = text.partition(",")
     if not (comma and n.isdigit() and k.isdigit() and int(n) and int(k)):
@@ -259,15 +210,17 @@ def parse_rows(text: str) -> tuple[int, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m glmplan.kernels.engines.sglang_tune")
     parser.add_argument("--tp-size", type=int, default=8)
+    parser.add_argument("--ep-size", type=int, default=1)
+    parser.add_argument("--kind", choices=KINDS, default="both")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shapes", nargs="*", default=[], metavar="N,K")
+    parser.add_argument("--experts", nargs="*", default=[], metavar="E,N")
     parser.add_argument("--rows", default=",".join(map(str, ROWS)), metavar="M,M,...")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json-lines", action="store_true")
     asked = parser.parse_args(arguments)
     try:
-        version = engine_version()
-        listed = tuple(map(parse_shape, asked.shapes)) or shapes(asked.tp_size, version)
-        for event in tune(listed, asked.out, parse_rows(asked.rows), Bench()):
+        for event in events(asked):
             print(json.dumps(event._asdict()) if asked.json_lines else sentence(event), flush=True)
     except GlmplanError as error:
         print(f"{error.message} {error.next_step}".strip(), file=sys.stderr)
@@ -275,8 +228,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def events(asked: argparse.Namespace) -> Iterator[Event]:
+    """GEMMs first, they take least; then experts."""
+    version, rows = engine_version(), parse_rows(asked.rows)
+    gemms: tuple[Shape, ...] = tuple(map(parse_shape, asked.shapes))
+    experts: tuple[Experts, ...] = tuple(map(parse_experts, asked.experts))
+    if not gemms and not experts:
+        gemms = shapes(asked.tp_size, version) if asked.kind != "moe" else ()
+        experts = expert_shapes(asked.tp_size, asked.ep_size, device_sm()) if asked.kind != "gemm" else ()
+    steps = len(gemms) + len(experts)
+    if gemms:
+        yield from tune(gemms, asked.out, rows, Bench(), steps, asked.quick)
+    if experts:
+        yield from tune_experts(experts, asked.out, rows, ExpertBench(), len(gemms), steps, asked.quick)
+
+
+def device_sm() -> int:
+    """89 for sm_89."""
+    import torch
+
+    require_gpu()
+    major, minor = torch.cuda.get_device_capability()
+    return int(10 * major + minor)
+
+
 def sentence(event: Event) -> str:
-    where = f"[{event.step}/{event.steps}] {event.shape} {event.n}x{event.k}"
+    size = f"{event.n}x{event.k}" if event.experts is None else f"{event.experts}x{event.n}x{event.k}"
+    where = f"[{event.step}/{event.steps}] {event.shape} {size}"
     if event.kind == "rows" and event.default_us is not None and event.tuned_us is not None:
         gain = event.default_us / event.tuned_us
         return f"{where} rows {event.rows}: {event.default_us:.1f} -> {event.tuned_us:.1f} us, {gain:.2f}x"

@@ -33,6 +33,7 @@ class Release(NamedTuple):
     serves   SMs where it runs GLM-5.2 without us
     backends values of --dsa-prefill-backend and --dsa-decode-backend that lead to our attention
     raw      --dsa-*-backend tilelang makes FP8 rows of 576 bytes; otherwise they are packed ones of 656
+    block_fp8, moe_configs  where it looks tuned tables up; replaced where there are some
     """
 
     serves: frozenset[int]
@@ -41,6 +42,7 @@ class Release(NamedTuple):
     early: tuple[Target, ...]
     targets: tuple[Target, ...]
     block_fp8: Target
+    moe_configs: Target
 
 
 _RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner.load_model"
@@ -50,6 +52,7 @@ _TOPK = (
 )  # fmt: skip
 _TILELANG = ("self", "q_all", "kv_cache", "v_head_dim", "page_table_1", "sm_scale")
 _BLOCK_FP8 = ("N", "K", "block_n", "block_k")
+_MOE_CONFIGS = ("E", "N", "dtype", "block_n", "block_k", "per_channel_quant", "down_moe")
 _DSA = "sglang.srt.layers.attention.dsa"
 _BACKEND = "sglang.srt.layers.attention.dsa_backend.DeepseekSparseAttnBackend"
 _POOL = "sglang.srt.mem_cache.memory_pool.MLATokenToKVPool"
@@ -58,6 +61,12 @@ _OPS = "sglang.kernels.ops"
 _DEVICE_READY = Target(_RUNNER, ("self",), f"{HERE}.sglang_plugin:before_load_model", around=True)
 _TOPK_TARGET = Target(
     f"{_DSA}.dsa_topk_backend.DSATopKBackend.topk_transform", _TOPK, f"{HERE}.sglang_topk:topk_transform", around=True
+)
+_MOE_TARGET = Target(
+    "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe_triton_config.get_moe_configs",
+    _MOE_CONFIGS,
+    f"{HERE}.sglang_expert_tables:moe_configs",
+    around=True,
 )
 
 SGLANG_0_5_13 = Release(
@@ -98,6 +107,7 @@ SGLANG_0_5_13 = Release(
         f"{HERE}.sglang_tables:block_fp8_configs",
         around=True,
     ),
+    moe_configs=_MOE_TARGET,
 )  # fmt: skip
 
 SGLANG_0_5_23 = Release(
@@ -150,6 +160,7 @@ SGLANG_0_5_23 = Release(
         f"{HERE}.sglang_tables:block_fp8_configs",
         around=True,
     ),
+    moe_configs=_MOE_TARGET,
 )
 
 VERSIONS: dict[str, Release] = {"0.5.13.post1": SGLANG_0_5_13, "0.5.23": SGLANG_0_5_23}

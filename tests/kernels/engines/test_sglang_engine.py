@@ -48,7 +48,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.wheels
-@pytest.mark.parametrize("check", ["patched", "logits", "topk", "packed", "raw", "bf16", "off", "tables"])
+@pytest.mark.parametrize("check", ["patched", "logits", "topk", "packed", "raw", "bf16", "off", "tables", "experts"])
 def test_real_engine(engine: Path, check: str):
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("GLMPLAN_", "SGLANG_"))},
@@ -89,7 +89,7 @@ def patched_engine() -> str:
 
     version = sglang_plugin.engine_version()
     release = RELEASES[version]
-    sglang_hooks.install((*release.early, *release.targets, release.block_fp8), version)
+    sglang_hooks.install((*release.early, *release.targets, release.block_fp8, release.moe_configs), version)
     return version
 
 
@@ -322,6 +322,72 @@ def check_tables(version: str) -> None:
         Path(folder, sglang_tables.file_name(512, 1024, "A GPU")).write_text(json.dumps({"8": config}))
         assert getattr(module, name)(512, 1024, 128, 128) == {8: config}
         assert getattr(module, name)(512, 2048, 128, 128) is None
+
+
+def sort_by_expert(ids: Any, height: int, experts: int) -> tuple[Any, Any, Any]:
+    """What the engine's CUDA sorting gives: token-expert pairs by expert, each padded to whole blocks; -1 first."""
+    import torch
+
+    flat = ids.flatten().tolist()
+    order: list[int] = []
+    blocks: list[int] = []
+    for expert in range(-1, experts):
+        own = [pair for pair, chosen in enumerate(flat) if chosen == expert]
+        order += own + [len(flat)] * (-len(own) % height)
+        blocks += [expert] * -(-len(own) // height)
+    return tuple(torch.tensor(values, dtype=torch.int32) for values in (order, blocks, [len(order)]))
+
+
+def check_experts(version: str) -> None:
+    """Tiles of both GEMMs give the engine's default result and PyTorch's; its lookup finds what the tuner would write."""
+    import json
+    import tempfile
+
+    import triton
+
+    from glmplan.errors import WrongAnswersError
+    from glmplan.kernels.engines import sglang_expert_bench, sglang_expert_tables
+    from glmplan.kernels.engines.sglang_expert_engine import Engine
+    from glmplan.kernels.engines.sglang_tune_experts import PARTS, Experts
+    from glmplan.kernels.engines.sglang_tune_steps import tile
+
+    engine = Engine()
+    engine.align = sort_by_expert
+    engine.lookup.get_device_name = lambda *_: "A GPU"
+    if version == "0.5.23":
+        engine.kernels.is_arch_support_pdl = lambda: False
+    for total in (4, 8):
+        layer = sglang_expert_bench.Layer(engine, Experts("four", 4, 128, 256, 2, total), "cpu")
+        case = layer.case(5)
+        assert case.kept_default == case.default
+        assert set(case.default[0]) == set(tile(16, 64, 128, 4))
+        for part in PARTS:
+            for config in (tile(16, 64, 128, 4), tile(32, 32, 64, 8), tile(16, 256, 64, 4)):
+                case.out[part].fill_(float("nan"))
+                case.run(part, config)
+                assert case._error(part) <= 1e-2
+        case.out["up"].fill_(float("nan"))
+        case.run("up", tile(16, 64, 256, 4))
+        assert not case._error("up") <= sglang_expert_bench.AGREEMENT, "two blocks of K with one scale"
+    layer.weights["up"][1].mul_(1.5)
+    case.want["up"] = case.out["up"]
+    with pytest.raises(WrongAnswersError, match="4 experts 128 wide, 5 rows"):
+        case._require_reference("up")
+    name = RELEASE_MOE.rsplit(".", 1)[1]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["SGLANG_MOE_CONFIG_DIR"] = folder
+        own = Path(folder, sglang_expert_tables.version_folder(triton.__version__))
+        own.mkdir(parents=True)
+        for down in (False, True):
+            path = own / sglang_expert_tables.file_name(4, 384, "A GPU", down)
+            path.write_text(json.dumps({"8": tile(16, 64, 128, 8 if down else 4)}))
+        up, down = (getattr(engine.lookup, name)(4, 384, "fp8_w8a8", 128, 128, down_moe=down) for down in (False, True))
+        assert (up[8]["num_warps"], down[8]["num_warps"]) == (4, 8)
+        assert engine.default(Experts("four", 4, 384, 256, 2, 4), 5)[1]["num_warps"] == 8
+        assert getattr(engine.lookup, name)(4, 256, "fp8_w8a8", 128, 128) is None
+
+
+RELEASE_MOE = "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe_triton_config.get_moe_configs"
 
 
 if __name__ == "__main__":

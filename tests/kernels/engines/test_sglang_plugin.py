@@ -266,6 +266,65 @@ def test_a_malformed_table_is_refused_before_serving(engine: Path, tmp_path: Pat
     assert str(table) in sentence
 
 
+def test_a_malformed_table_of_experts_is_refused_before_serving(engine: Path, tmp_path: Path):
+    assert "has no folder configs" in refusal(run(engine, LOADING, SGLANG_MOE_CONFIG_DIR=str(tmp_path)), 2)
+    table = tmp_path / "configs/triton_3_8_0/E=16,N=512,device_name=GPU,dtype=fp8_w8a8,block_shape=[128, 128].json"
+    table.parent.mkdir(parents=True)
+    table.write_text('{"1": {"BLOCK_SIZE_M": 16}}')
+    assert str(table) in refusal(run(engine, LOADING, SGLANG_MOE_CONFIG_DIR=str(tmp_path)), 2)
+
+
+LOOKUP = """
+    import functools, os
+    def get_config_file_name(E, N, dtype, block_shape, per_channel_quant, down_moe):
+        return f"E={E},N={N},device_name=GPU,dtype={dtype},block_shape={block_shape}{'_down' if down_moe else ''}.json"
+    @functools.lru_cache
+    def get_moe_configs(E, N, dtype, block_n=0, block_k=0, per_channel_quant=False, down_moe=False):
+        return {1: os.environ.get("SGLANG_MOE_CONFIG_DIR", "the engine's own")}
+"""
+
+
+@pytest.mark.parametrize("sm", [86, 90])
+def test_tables_of_experts_are_used_where_the_port_serves_and_where_it_does_not(
+    engine: Path, tmp_path: Path, version, sm: int
+):
+    pytest.importorskip("triton")
+    package = engine / "sglang/srt/layers/moe/moe_runner/triton_utils"
+    package.mkdir(parents=True)
+    for folder in (package, *list(package.parents)[:3]):
+        (folder / "__init__.py").write_text("")
+    (package / "fused_moe_triton_config.py").write_text(textwrap.dedent(LOOKUP))
+    (tmp_path / "configs/triton_3_1_0").mkdir(parents=True)
+    name = "E=16,N=512,device_name=GPU,dtype=fp8_w8a8,block_shape=[128, 128].json"
+    config = {
+        "BLOCK_SIZE_M": 16,
+        "BLOCK_SIZE_N": 64,
+        "BLOCK_SIZE_K": 128,
+        "GROUP_SIZE_M": 1,
+        "num_warps": 4,
+        "num_stages": 3,
+    }
+    table = tmp_path / "configs/triton_3_1_0" / name
+    table.write_text(json.dumps({"1": config}))
+    code = f"""
+        from types import SimpleNamespace as Bag
+        from glmplan.kernels.engines import sglang_plugin
+        sglang_plugin.device_sm = lambda: {sm}
+        sglang_plugin.activate = lambda runner: None
+        from sglang.srt.managers.scheduler import load_plugins
+        load_plugins()
+        from sglang.srt.model_executor.model_runner import ModelRunner
+        assert [ModelRunner().load_model() for _ in range(2)] == ["loaded"] * 2
+        from sglang.srt.layers.moe.moe_runner.triton_utils import fused_moe_triton_config as lookup
+        for _ in range(2):
+            print(lookup.get_moe_configs(16, 512, "fp8_w8a8", 128, 128)[1])
+        print(lookup.get_moe_configs(256, 256, "fp8_w8a8", 128, 128)[1])
+    """
+    result = run(engine, code, SGLANG_MOE_CONFIG_DIR=str(tmp_path))
+    assert result.stdout.splitlines()[-3:] == [str(tmp_path), str(tmp_path), "the engine's own"], result.stderr
+    assert [line for line in result.stderr.splitlines() if "tables" in line] == [f"glmplan tables: {table}"]
+
+
 def test_the_allow_list_of_the_engine_blocks_without_a_word(engine: Path):
     """So launch looks for the line, and for the name in SGLANG_PLUGINS."""
     result = run(engine, LOADING, SGLANG_PLUGINS="another", GLMPLAN_PORT="nonsense")
