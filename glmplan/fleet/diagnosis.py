@@ -89,21 +89,29 @@ def diagnose(nodes: Sequence[NodeEvidence], family: Family) -> Diagnosis:
     causes = [candidate for candidate in found if not candidate.order[0]]
     if causes:
         return min(causes, key=lambda candidate: candidate.order).answer
-    first = min(nodes, key=_blame)
-    raised = _exception(first, signatures)
+    blamed = sorted(nodes, key=_blame)
+    raised = next(filter(None, (_exception(node, signatures) for node in blamed)), None)
     if raised is not None:
         return raised
     if found:
         return min(found, key=lambda candidate: candidate.order).answer.model_copy(update={"certain": False})
-    return _ended(first)
+    return _ended(blamed[0])
 
 
 _KILLED = re.compile(r"exit ?code:? -9\b")
+_KILLS_ITSELF = re.compile(r"kill_process_tree called: parent_pid=(\d+), include_parent=True, pid=\1\b")
+"""SGLang's end after any failure: it sends signal 9 to its children and to itself (0.5.13.post1 and 0.5.23,
+srt/utils/common.py, kill_process_tree)."""
+
+
+def _killed(node: NodeEvidence) -> bool:
+    """Whether signal 9 came from outside: from the kernel or a person, not from the engine to itself."""
+    return node.signal == signal.SIGKILL and not any(_KILLS_ITSELF.search(line.text) for line in node.lines)
 
 
 def _of_lines(node: NodeEvidence, signatures: Sequence[FailureSignature]) -> Iterator[_Candidate]:
     begin, served = _served_from(node)
-    killed = node.signal == signal.SIGKILL or any(_KILLED.search(line.text) for line in node.lines)
+    killed = _killed(node) or any(_KILLED.search(line.text) for line in node.lines)
     for signature in signatures:
         if signature.needs_kill and not killed:
             continue
@@ -181,7 +189,7 @@ def _of_process(node: NodeEvidence) -> Iterator[_Candidate]:
     """What the end of the process says by itself, weighed against the log's signatures."""
     if node.state == "rebooted":
         weight = 99
-    elif node.signal == signal.SIGKILL:
+    elif _killed(node):
         weight = 80
     elif node.signal in _CRASHES:
         weight = 78
@@ -239,7 +247,10 @@ def _process_words(node: NodeEvidence) -> tuple[str, str, str]:
         return "rebooted", f"{node.host} was restarted while the worker ran.", "Launch again when the host is up."
     if node.state == "unreachable":
         return "unreachable", f"{node.host} no longer answers.", f"Check its power and network: ssh {node.host} uptime"
-    if node.signal == signal.SIGKILL:
+    if node.signal == signal.SIGKILL and not _killed(node):
+        words = "One of the engine's processes failed, and the engine then ended all of its own with signal 9."
+        return "ended-itself", words, "Read its last lines: the first error among them is the reason."
+    if _killed(node):
         return (
             "killed",
             "The worker was killed with signal 9, by the kernel's out-of-memory killer or by someone.",

@@ -127,6 +127,27 @@ def test_a_killed_worker_is_told_without_any_line():
     assert "dmesg" in found.repair
 
 
+ITS_OWN_END = "[2026-11-21 14:44:34] kill_process_tree called: parent_pid=14521, include_parent=True, pid=14521"
+
+
+def test_an_engine_that_kills_its_own_processes_was_not_killed_by_the_kernel():
+    """As SGLang ended on two nodes when a pipeline began on a layer without an indexer."""
+    peer = line("RuntimeError: [/pytorch/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:36737")
+    odd = line("AttributeError: 'NoneType' object has no attribute 'shape'", "capturing", (1, 0))
+    died = {"exit_status": None, "signal": 9}
+    nodes = [node(peer, line(ITS_OWN_END), **died), node(odd, line(ITS_OWN_END), rank=1, **died)]
+    found = diagnose(nodes, "sglang")
+    assert (found.id, found.host) == ("exception", "h2")
+    assert "no attribute 'shape'" in found.cause
+    alone = diagnose([node(line("a"), line(ITS_OWN_END), **died)], "sglang")
+    assert (alone.id, "dmesg" in alone.repair) == ("ended-itself", False)
+
+
+def test_a_call_for_another_process_s_end_is_not_the_engine_s_own():
+    other = ITS_OWN_END.replace("pid=14521", "pid=99", 1)
+    assert diagnose([node(line(other), exit_status=None, signal=9)], "sglang").id == "killed"
+
+
 def test_of_equal_causes_the_earlier_one_counts():
     late, early = node(line(OOM, time_s=5.0)), node(line(OOM, time_s=2.0), rank=1)
     assert diagnose([late, early], "sglang").host == "h2"
