@@ -211,7 +211,10 @@ def prepare(models: Mapping[str, Sequence[str]], engine: Engine = SGLANG) -> Set
     site, work = Path(os.environ.get("SITE", home / "site")), Path(os.environ.get("PROOF_WORK", home / "proof"))
     work.mkdir(parents=True, exist_ok=True)
     logs = Path(tempfile.mkdtemp(prefix="logs-", dir=work))
-    version = next(path.name.removesuffix(".dist-info").split("-")[1] for path in site.glob(f"{engine.name}-*.dist-info"))
+    found = next(site.glob(f"{engine.name}-*.dist-info"), None)
+    if found is None:
+        raise SystemExit(f"{site} holds no {engine.name}; set SITE to a folder of packages that does.")
+    version = found.name.removesuffix(".dist-info").split("-")[1]
     plugin = install_beside(work / "plugin", engine)
     made = {name: make_model(work / f"model-{name}", options) for name, options in models.items()}
     return Setting(version, site, plugin, made, logs, work, visible_gpus(), engine)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
 import sys
 import tarfile
 import textwrap
@@ -156,3 +158,17 @@ def test_the_installed_package_has_the_entry_point(setting: harness.Setting):
     assert "glmplan = glmplan.kernels.engines.sglang_plugin:register" in text
     assert (setting.plugin / "glmplan/kernels/engines/sglang_plugin.py").exists()
     assert sys.executable
+
+
+def test_all_proofs_side_by_side_say_what_was_left_out_and_what_failed(tmp_path: Path):
+    """An empty site: its script ends at once, and the end of its output is shown."""
+    script = Path(harness.__file__).with_name("all.sh")
+    (tmp_path / "site").mkdir()
+    sites = {"SITE": str(tmp_path / "site"), "SITE_OLD": "", "SITE_VLLM": "", "PYTHON": sys.executable}
+    words = ["bash", str(script), str(tmp_path / "out"), "cuts", "speed", "other"]
+    ran = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "HOME": str(tmp_path), **sites})
+    assert ran.returncode == 2
+    assert "cuts: left out, its site is not set" in ran.stdout
+    assert "speed: DOES NOT HOLD" in ran.stdout
+    assert f"{tmp_path / 'site'} holds no sglang" in ran.stdout
+    assert "other is no step" in ran.stdout
