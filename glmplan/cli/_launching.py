@@ -59,6 +59,17 @@ class Wanted:
     canaries: tuple[str, ...]
     as_json: bool
 
+    @property
+    def engine_pythons(self) -> tuple[str, ...]:
+        """The Python that was named, if any."""
+        return (self.engine_python,) if self.engine_python else ()
+
+    @property
+    def engine_folders(self) -> tuple[str, ...]:
+        """Where the engine will find packages first: PYTHONPATH of --engine-env."""
+        values = [value for name, value in self.more.environment if name == "PYTHONPATH"]
+        return tuple(folder for folder in values[-1].split(":") if folder) if values else ()
+
 
 class NameTakenError(GlmplanError):
     """A launch of this name with another plan or other hosts has not been stopped."""
@@ -141,7 +152,7 @@ def find_hosts(options: PlanningOptions, wanted: Wanted) -> tuple[Host, ...]:
     path = _model_path(options, wanted)
     request = FactsRequest(
         model_path=path, disk_read=path is not None, disk_seconds=1.0,
-        engine_pythons=(wanted.engine_python,) if wanted.engine_python else (),
+        engine_pythons=wanted.engine_pythons, engine_folders=wanted.engine_folders,
     )  # fmt: skip
     found = require_all(probed(options, request))
     require_own_machines(found)
@@ -311,7 +322,7 @@ def examine(options: PlanningOptions, wanted: Wanted, plan: Plan, deployment: De
         say("Examining the hosts ...")
         visit = Visit(
             checks=chosen(REHEARSED_CHECKS if deployment.rehearsal else None, False), plan=plan, endpoints=wanted.endpoints,
-            engine_pythons=(wanted.engine_python,) if wanted.engine_python else (),
+            engine_pythons=wanted.engine_pythons, engine_folders=wanted.engine_folders,
         )  # fmt: skip
         report = examine(fleet, visit)
         if {finding.check for finding in report.findings if finding.status == "fail"} & PASSING:

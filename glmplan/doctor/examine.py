@@ -54,6 +54,7 @@ class Visit:
     endpoints: Endpoints = field(default_factory=Endpoints)
     model_path: str | None = None
     engine_pythons: tuple[str, ...] = ()
+    engine_folders: tuple[str, ...] = ()
     deep: bool = False
     tell: Callable[[str], None] = lambda _: None
 
@@ -107,6 +108,7 @@ def _facts(hosts: Hosts, visit: Visit) -> Seen:
         disk_read=visit.needs("disk"),
         disk_seconds=DISK_SECONDS,
         engine_pythons=visit.engine_pythons,
+        engine_folders=visit.engine_folders,
     )
     profiles, by_name = tuple(gpu_profiles()), {host.text: host for host in hosts.hosts}
 

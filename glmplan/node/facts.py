@@ -20,14 +20,15 @@ def facts(request: dict[str, Any]) -> dict[str, Any]:
     """The host's facts.
 
     `gpu_indexes` limits the GPUs; `model_path` is judged and, with `disk_read`, read for `disk_seconds`;
-    `engine_pythons` are looked at beside the usual places.
+    `engine_pythons` are looked at beside the usual places, with `engine_folders` ahead of their own packages.
     """
     started_s = time.time()
     extra = [str(one) for one in request.get("engine_pythons") or ()]
+    folders = [str(one) for one in request.get("engine_folders") or ()]
     with ThreadPoolExecutor(max_workers=8) as pool:
         names = pool.submit(system.hostname_addresses)
         compiler = pool.submit(software.nvcc)
-        engines = pool.submit(software.environments, extra)
+        engines = pool.submit(software.environments, extra, folders)
         disks = pool.submit(_disks, request)
         model = pool.submit(_model, request)
         driver = _gpus(request, extra)

@@ -77,12 +77,19 @@ def site_packages(python: str) -> list[str]:
     return list(real.values())
 
 
-def environments(extra: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """One entry per environment and engine; environments without an engine are told if they have torch or were named."""
+def environments(extra: Iterable[str] = (), more_folders: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """One entry per environment and engine; environments without an engine are told if they have torch or were named.
+
+    `more_folders`: what PYTHONPATH will hold when the engine runs; they come first, for the named Pythons or, without
+    any, for the first one found.
+    """
+    extra, known = list(extra), pythons(extra)
     named = {_prefix(_interpreter(one)) for one in extra}
+    ahead = [os.path.expanduser(folder) for folder in more_folders]
     found = []
-    for python in pythons(extra):
-        folders = site_packages(python)
+    for python in known:
+        gains = _prefix(python) in named if named else python == known[0]
+        folders = [*(ahead if gains else ()), *site_packages(python)]
         versions = _versions(folders)
         engines = [engine for engine in ENGINES if engine in versions]
         if engines or "torch" in versions or _prefix(python) in named:

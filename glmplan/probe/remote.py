@@ -53,12 +53,14 @@ class ProbeReport(Frozen):
 
 @dataclass(frozen=True)
 class FactsRequest:
-    """What to find out beyond the quick facts. `disk_read` measures the folder of `model_path` for `disk_seconds`."""
+    """What to find out beyond the quick facts. `disk_read` measures the folder of `model_path` for `disk_seconds`;
+    `engine_folders` is what PYTHONPATH will hold when the engine runs."""
 
     model_path: str | None = None
     disk_read: bool = False
     disk_seconds: float = 2.0
     engine_pythons: tuple[str, ...] = ()
+    engine_folders: tuple[str, ...] = ()
 
     def message(self, host: HostName) -> dict[str, Any]:
         """The request of the `facts` operation for one host."""
@@ -68,6 +70,7 @@ class FactsRequest:
             "disk_read": self.disk_read,
             "disk_seconds": self.disk_seconds,
             "engine_pythons": list(self.engine_pythons),
+            "engine_folders": list(self.engine_folders),
         }
 
     @property

@@ -1,9 +1,14 @@
-"""`glmplan launch --dry-run`: exact commands, and nothing started."""
+"""`glmplan launch --dry-run`: exact commands, and nothing started; what launch makes of its options."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from types import SimpleNamespace
+
+import pytest
+
+from glmplan.cli import _launching
 
 SEED = ("--gpus", "32x rtx-4090-48g", "--nodes", "4")
 
@@ -65,3 +70,12 @@ def test_amd_is_sized_but_not_launched(glmplan):
     assert glmplan("size", "--gpus", "8x mi355x", "--checkpoint", "mxfp4").code == 0
     ran = glmplan("launch", "--dry-run", "--gpus", "8x mi355x", "--checkpoint", "mxfp4")
     assert ran.code == 4
+
+
+@pytest.mark.parametrize(
+    ("variables", "folders"),
+    [(["NCCL_DEBUG=INFO"], ()), (["PYTHONPATH=/a", "PYTHONPATH=~/site::/b"], ("~/site", "/b")), (["PYTHONPATH="], ())],
+)
+def test_the_engine_is_looked_for_where_its_python_path_will_point(variables, folders):
+    more = _launching.more_words(None, variables)
+    assert _launching.Wanted.engine_folders.fget(SimpleNamespace(more=more)) == folders

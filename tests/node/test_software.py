@@ -96,6 +96,21 @@ def test_an_environment_without_engine_or_torch_is_told_only_if_named(home: Path
     assert [one["engine"] for one in named if one["python"].startswith(str(home / "venv"))] == [None]
 
 
+def test_folders_of_a_python_path_come_first_for_the_named_python(home: Path) -> None:
+    environment(home / "venv", {"torch": "2.11.0", "sglang": "0.5.13.post1"})
+    environment(home / "venv-other", {"torch": "2.11.0"})
+    (home / "site" / "sglang-0.5.23.dist-info").mkdir(parents=True)
+    found = software.environments([str(home / "venv")], ["~/site", "/no/such/folder"])
+    versions = {one["python"]: one["engine_version"] for one in found if one["python"].startswith(str(home))}
+    assert versions == {str(home / "venv/bin/python3"): "0.5.23", str(home / "venv-other/bin/python3"): None}
+
+
+def test_folders_of_a_python_path_belong_to_the_first_python_where_none_is_named(home: Path) -> None:
+    (home / "site" / "vllm-0.33.0.dist-info").mkdir(parents=True)
+    found = software.environments((), [str(home / "site")])
+    assert [one["python"] for one in found if one["engine"] == "vllm"] == software.pythons()[:1]
+
+
 def test_a_named_python_that_is_not_there_is_left_out(home: Path) -> None:
     assert [one for one in software.pythons(["/no/such/python"]) if "such" in one] == []
 
