@@ -102,7 +102,8 @@ def test_hosts_are_asked_for_what_was_wanted():
         asked.append(request)
         return answer()
 
-    probe(FakeFleet({"a": FakeHost(answers={"facts": facts})}), FactsRequest("/models/glm", True, 1.5, ("/opt/venv",)))
+    wanted = FactsRequest("/models/glm", True, 1.5, ("/opt/venv",), ("~/site",))
+    probe(FakeFleet({"a": FakeHost(answers={"facts": facts})}), wanted)
     assert asked == [
         {
             "gpu_indexes": None,
@@ -110,6 +111,7 @@ def test_hosts_are_asked_for_what_was_wanted():
             "disk_read": True,
             "disk_seconds": 1.5,
             "engine_pythons": ["/opt/venv"],
+            "engine_folders": ["~/site"],
         }
     ]
 
