@@ -5,12 +5,13 @@ import signal
 
 def main() -> None:
     """Load the commands and run them; until they are loaded, SIGINT ends the process as it does any C program."""
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is signal.default_int_handler:
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from glmplan.cli.app import main as run
 
-    signal.signal(signal.SIGINT, usual)
+    if ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     run()
 
 

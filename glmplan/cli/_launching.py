@@ -265,7 +265,7 @@ def choose_commands(plan: Plan, wanted: Wanted, hosts: Mapping[str, Host]) -> tu
     if plan.engine_family == "vllm":
         seconds = wanted.deadline_s or prepare.allowed_s(prepare.works(plan, hosts, rehearsal=False))
         found = tuple(prepare.with_patience(one, seconds) for one in found)
-    return tuple(prepare.with_kernels(one, plan.engine_version) for one in found) if prepare.uses_port(plan) else found
+    return prepare.with_package(found, plan, hosts)
 
 
 def show(plan: Plan, hosts: Sequence[Host], deployment: Deployment) -> None:
@@ -283,6 +283,9 @@ def show(plan: Plan, hosts: Sequence[Host], deployment: Deployment) -> None:
         say(f"  not needed: {', '.join(unused)}")
     for warning in plan.warnings:
         say(f"  note: {warning}")
+    tables = prepare.sent_tables(deployment)
+    if tables:
+        say(f"  tuned tables go along: {' and '.join(tables)}")
     if deployment.rehearsal:
         say("  rehearsal: a stand-in runs instead of the engine; no weights are read")
 

@@ -248,7 +248,7 @@ def _check_pins(pins: Pins, target: Target, engine: EngineProfile) -> None:
             raise UsageError(
                 f"Stage {stage} would begin on layer {start}, which shares the top-k of an earlier layer; "
                 f"{engine.title} does not send it between stages, and the model would answer nonsense.",
-                f"Begin stages on {_listed(starts)}.",
+                f"Begin stages on {_listed(starts)}." if starts else "No layer but the first can begin one: use pp=1.",
             )
 
 

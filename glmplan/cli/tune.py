@@ -32,6 +32,8 @@ glmplan tune --hosts h1 --shapes 2624,6144 --experts 256,256 --engine-python /op
 
 glmplan tune --hosts local#3 --out tables --json"""
 SHOWN_ROWS = (1, 16, 256, 4096)
+KNOWN_S = 0.5
+"""A row that was told sooner was not measured."""
 
 
 @takes_host_options
@@ -41,41 +43,49 @@ def tune(
     shapes: Annotated[
         list[str] | None, typer.Option(help="Only this weight, as N,K; may be repeated.", metavar="N,K")
     ] = None,
-    kind: Annotated[str, typer.Option(help="What to tune: gemm, moe or both. Experts take longest.")] = "both",
+    kind: Annotated[str, typer.Option(help="What to tune: gemm, moe (experts) or both. Experts take longest.")] = "both",
     experts: Annotated[
         list[str] | None,
-        typer.Option(help="Only these experts of a rank, as E,N or E,N,HIDDEN,TOP_K; may be repeated.", metavar="E,N"),
+        typer.Option(help="Only E experts N wide, as E,N or E,N,HIDDEN,TOP_K; may be repeated.", metavar="E,N"),
     ] = None,
-    ep_size: Annotated[int, typer.Option(help="Expert-parallel ranks; the plan's EP size.")] = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="Try a few tile sizes only, for a first table soon.")] = False,
-    rows: Annotated[str | None, typer.Option(help="Numbers of rows to tune for, instead of 16 from 1 to 4096.")] = None,
+    ep_size: Annotated[int, typer.Option(help="Ranks among which experts are divided; the plan's EP size.")] = 1,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Try a few tile sizes only, for a first table soon; a run without it replaces that."),
+    ] = False,
+    rows: Annotated[
+        str | None, typer.Option(help="Numbers of rows to tune for, as 1,16,256, instead of 16 from 1 to 4096.")
+    ] = None,
     engine_python: Annotated[str | None, typer.Option(help="The engine's Python there, where it is not found.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the tables (default: tuned/VERSION/gemm and moe of the user's profiles)."),
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after this time; the next run goes on.")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Measure shapes again whose table is there.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Measure again what is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Search the engine's own kernels over GLM-5.2's weights and experts on one GPU of a host (this machine by default)."""
     from dataclasses import replace
 
     from glmplan.errors import UsageError
-    from glmplan.fleet.tune_order import KINDS, check_experts, check_shapes
+    from glmplan.fleet.tune_order import check_experts, check_shapes, check_together
+    from glmplan.kernels.engines.sglang_tune_experts import require_sizes
+    from glmplan.kernels.engines.sglang_tune_steps import parse_rows
 
-    if kind not in KINDS:
-        raise UsageError(f"--kind is {kind!r}.", f"Known are {', '.join(KINDS)}.")
     if minutes is not None and not 0 < minutes < 1e6:
         raise UsageError(f"--minutes is {minutes:g}; it must be above 0.", "Give minutes.")
-    parts = [part for text in shapes or () for part in text.split()]
-    own = check_experts([part for text in experts or () for part in text.split()])
-    asked = _Asked(tp_size, check_shapes(parts), rows, again, engine_python, out, minutes, kind, own, ep_size, quick)
+    weights, own = check_shapes(_words_of(shapes)), check_experts(_words_of(experts))
+    check_together(kind, weights, own, ep_size)
+    require_sizes(tp_size, ep_size)
+    if rows is not None:
+        parse_rows(rows)
+    asked = _Asked(tp_size, weights, rows, again, engine_python or None, out, minutes, kind, own, ep_size, quick)
     result = _run(replace(options, hosts=options.hosts or "local"), asked)
     if as_json:
         typer.echo(result.model_dump_json(indent=1))
     else:
-        _print(result)
+        _print(result, asked)
     if result.interrupted:
         raise typer.Exit(130)
 
@@ -138,13 +148,18 @@ def _tuning(fleet: Fleet, host: Host, asked: _Asked) -> Tuning:
     )  # fmt: skip
 
 
+def _words_of(given: list[str] | None) -> list[str]:
+    """The words of a repeated option; several may stand in one value."""
+    return [word for text in given or () for word in text.split()]
+
+
 class _Lines:
     """A line for every step; for logs, pipes and CI."""
 
     def __init__(self, host: str) -> None:
         self._host = host
         self._silent: str | None = None
-        self._began_s, self._rows = time.monotonic(), 0
+        self._began_s, self._rows, self._known = time.monotonic(), 0, 0
 
     def started(self, state: str, pid: int | None) -> None:
         """Say whether it is a new one."""
@@ -156,14 +171,18 @@ class _Lines:
         self._say(self._told(event))
 
     def _told(self, event: Event) -> str:
-        """The step, and how long the rest of this table takes at most: its first rows compile for the others."""
+        """The step, and how long the rest of this table takes if its other rows take as long as those before. Rows that
+        come at once at its beginning were known, and tell nothing."""
+        now_s = time.monotonic()
         if event.kind != "rows":
-            self._began_s, self._rows = time.monotonic(), 0
+            self._began_s, self._rows, self._known = now_s, 0, 0
             return _words(event)
+        if self._known == self._rows and now_s - self._began_s < KNOWN_S:
+            self._began_s, self._known = now_s, self._known + 1
         self._rows += 1
         left = (event.row_count or self._rows) - self._rows
-        left_s = (time.monotonic() - self._began_s) / self._rows * left
-        return _words(event) + (f", at most {left_s / 60:.0f} min left" if left_s >= 60 else "")
+        left_s = (now_s - self._began_s) / max(self._rows - self._known, 1) * left
+        return _words(event) + (f", about {left_s / 60:.0f} min left" if left_s >= 60 else "")
 
     def silent(self, words: str | None) -> None:
         """Only changes are told."""
@@ -216,11 +235,12 @@ def _words(event: Event) -> str:
     return f"{where}: {event.rows} rows {event.default_us:.1f} -> {event.tuned_us:.1f} us, {gain:.2f}x"
 
 
-def _print(result: Tuned) -> None:
+def _print(result: Tuned, asked: _Asked) -> None:
     """Gain per weight over the engine's default, and where the tables are."""
     from rich.table import Table
 
     from glmplan.cli._output import console
+    from glmplan.fleet.tune_order import to_go_on
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("weight", "size", "gain", *(f"{rows} rows" for rows in SHOWN_ROWS), ""):
@@ -234,7 +254,7 @@ def _print(result: Tuned) -> None:
     kept = f"{len(result.shapes)} of {result.shapes_wanted if result.shapes_wanted is not None else '?'} tables"
     out.print(f"\n{kept} for SGLang {result.engine_version} on {result.gpu} are in {result.where}.", soft_wrap=True)
     if not result.complete:
-        out.print("[yellow]not complete[/] Run the same command again: it goes on with the shapes that are missing.")
+        out.print(f"[yellow]not complete[/] {to_go_on(asked.again)}")
 
 
 def _cell(shape: TunedShape, rows: int) -> str:

@@ -56,6 +56,11 @@ class Deployment(Frozen):
         return "sglang" if self.rehearsal else self.plan.engine_family
 
     @property
+    def sends_kernels(self) -> bool:
+        """Whether glmplan's package goes along: for its kernels, or for tuned tables beside the engine's own."""
+        return any("@SITE@" in value for command in self.commands for value in command.environment.values())
+
+    @property
     def base_url(self) -> str:
         """The HTTP server as the head node sees it."""
         host = self.commands[0].http_host or self.http_host

@@ -11,10 +11,12 @@ from glmplan.errors import UnsupportedError
 from glmplan.facts.host import Host
 from glmplan.fleet.deadline import LoadWork, deadline, work_of
 from glmplan.fleet.deployment import Deployment, check_name, default_name, digest, owner
-from glmplan.kernels.engines import TUNED_DIR
+from glmplan.kernels.engines import MOE_DIR, PORT, TUNED_DIR
 from glmplan.kernels.packed import TUNED, tuned_kinds
 from glmplan.planning.plan import Plan, PlanNode
 
+TABLES = {"gemm": TUNED_DIR, "moe": MOE_DIR}
+"""Which variable names the folder of a kind of tuned tables."""
 REHEARSAL_DISK_BYTES_PER_S = 1_000_000_000
 """A stand-in reads no weights and no engine: only Python itself, from a warm cache."""
 
@@ -55,12 +57,14 @@ def as_rehearsal(command: NodeCommand, environment: Mapping[str, str]) -> NodeCo
 def with_kernels(command: NodeCommand, engine_version: str) -> NodeCommand:
     """The command with our kernels on its Python path, and where tuned tables travel, the engine and the plugin told so.
 
-    SGLang raises where SGLANG_MOE_CONFIG_DIR names a folder without tables, so it is set for those alone.
+    SGLang raises where SGLANG_MOE_CONFIG_DIR names a folder without tables, so it is set for those alone. A folder that the
+    user named for the engine stays.
     """
     own = {"PYTHONPATH": ":".join(filter(None, ["@SITE@", command.environment.get("PYTHONPATH")]))}
     kinds, tables = tuned_kinds(engine_version), f"@SITE@/{TUNED}/{engine_version}"
-    own |= {TUNED_DIR: f"{tables}/gemm"} if "gemm" in kinds else {}
-    own |= {"SGLANG_MOE_CONFIG_DIR": f"{tables}/moe"} if "moe" in kinds else {}
+    for kind, variable in TABLES.items():
+        if kind in kinds and variable not in command.environment:
+            own[variable] = f"{tables}/{kind}"
     return command.model_copy(update={"environment": {**command.environment, **own}})
 
 
@@ -73,6 +77,27 @@ def with_patience(command: NodeCommand, seconds: float) -> NodeCommand:
 def uses_port(plan: Plan) -> bool:
     """Whether the plan counts on glmplan's kernels inside the engine."""
     return any(port.plugin for port in plan.ports)
+
+
+def has_tables(plan: Plan, hosts: Mapping[str, Host]) -> bool:
+    """Whether there are tuned tables for a GPU of the plan and its engine."""
+    names = {gpu.name for node in plan.nodes for gpu in hosts[node.host].gpus if gpu.index in node.gpu_indexes}
+    return plan.engine_family == "sglang" and bool(tuned_kinds(plan.engine_version, names))
+
+
+def with_package(commands: Sequence[NodeCommand], plan: Plan, hosts: Mapping[str, Host]) -> tuple[NodeCommand, ...]:
+    """The commands with glmplan's package where the plan counts on its kernels, or where there are tuned tables, which its
+    plugin lays over the engine's own: it leaves attention alone that the engine serves. Switched off it does neither."""
+    off = any(command.environment.get(PORT) == "off" for command in commands)
+    if uses_port(plan) or (has_tables(plan, hosts) and not off):
+        return tuple(with_kernels(command, plan.engine_version) for command in commands)
+    return tuple(commands)
+
+
+def sent_tables(deployment: Deployment) -> tuple[str, ...]:
+    """Kinds of tuned tables that go along."""
+    values = deployment.commands[0].environment
+    return tuple(kind for kind, variable in TABLES.items() if values.get(variable, "").startswith("@SITE@"))
 
 
 def make_deployment(

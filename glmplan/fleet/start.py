@@ -71,7 +71,7 @@ def requests(deployment: Deployment, secrets: Secrets) -> dict[str, dict[str, An
             "tcp_ports": tcp_ports(deployment, rank),
             "files": files,
             "redact": redact,
-            "site": packed_text() if deployment.uses_port else "",
+            "site": packed_text() if deployment.sends_kernels else "",
         }
     return found
 

@@ -14,11 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from glmplan.errors import GlmplanError, UnreachableError, UnsupportedError, UsageError, WrongAnswersError
+from glmplan.errors import (
+    DoesNotFitError,
+    GlmplanError,
+    UnreachableError,
+    UnsupportedError,
+    UsageError,
+    WrongAnswersError,
+)
 from glmplan.fleet.hosts import Fleet
 from glmplan.fleet.stop import stop_all
-from glmplan.fleet.tune_order import Tuning
-from glmplan.fleet.tune_result import Event, PartialLine, TableLine, Tables, Tuned, parse_line
+from glmplan.fleet.tune_order import Tuning, to_go_on
+from glmplan.fleet.tune_result import Event, PartialLine, TableLine, Tables, Tuned, parse_line, require_writable
 
 POLL_S, POLL_TIMEOUT_S = 1.0, 15.0
 START_S = 60.0
@@ -69,6 +76,8 @@ class Tuner:
         self._clock, self._sleep = clock, sleep
         self._offset, self._rest, self._last = 0, "", [""]
         self.tables = Tables.read(tuning.out, tuning.experts_out)
+        for folder in tuning.folders:
+            require_writable(folder)
         self.events: list[Event] = []
 
     def run(self, seconds: float | None = None) -> Tuned:
@@ -170,7 +179,8 @@ class Tuner:
         if found["state"] == "exited" and found.get("exit_status") == 0:
             return
         said = self._last[-1][:500]
-        kinds: dict[int, type[GlmplanError]] = {2: UsageError, 4: UnsupportedError, 7: WrongAnswersError}
+        errors = (UsageError, DoesNotFitError, UnsupportedError, WrongAnswersError)
+        kinds: dict[int, type[GlmplanError]] = {error.exit_code: error for error in errors}
         status = found.get("exit_status") if found["state"] == "exited" else None
         self._forget()
         if status in kinds:
@@ -179,7 +189,7 @@ class Tuner:
         how = f" with signal {found['signal']}" if found.get("signal") else f" with exit status {status}" if status else ""
         raise GlmplanError(
             f"The tuner on {self._host} {ended}{how}. {' | '.join(filter(None, self._last))}".strip(),
-            "Run the same command again: shapes that are done are kept.",
+            to_go_on(self._tuning.again),
         )
 
     def _stop(self) -> None:

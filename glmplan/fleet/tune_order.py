@@ -18,15 +18,22 @@ from glmplan.fleet import tune_program
 from glmplan.fleet.deployment import owner
 from glmplan.fleet.tune_result import Tables
 from glmplan.kernels.engines import PORT
+from glmplan.kernels.engines.sglang_tune import KINDS, parse_shape
 from glmplan.kernels.engines.sglang_tune_experts import parse_experts
 from glmplan.kernels.engines.sglang_versions import VERSIONS
 from glmplan.kernels.packed import packed_text, user_profiles
 
 PROGRAM = "tune_program.py"
-KINDS = ("gemm", "moe", "both")
 BUSY_BYTES = 1 << 30
 """A GPU on which others hold more than this is not one to measure on."""
 MISSING_ENGINE = "Tables are made with the engine that uses them."
+
+
+def to_go_on(again: bool) -> str:
+    """What to do when it ended early."""
+    if again:
+        return "Run it without --again to keep what is there; with it, all is measured again."
+    return "Run the same command again: it goes on with what is missing."
 
 
 def deployment_name(engine_version: str) -> str:
@@ -165,15 +172,31 @@ def _held_bytes(gpu: Gpu) -> int:
 
 def check_experts(experts: Sequence[str]) -> tuple[str, ...]:
     """E,N or E,N,HIDDEN,TOP_K words; refused here before a host is asked."""
-    for text in experts:
-        parse_experts(text)
-    return tuple(dict.fromkeys(experts))
+    seen: dict[tuple[int, int], str] = {}
+    for text in dict.fromkeys(experts):
+        found = parse_experts(text)
+        other = seen.setdefault((found.experts, found.n), text)
+        if other != text:
+            raise UsageError(f"{other} and {text} are one table to the engine, which tells them apart by E,N.", "Name one.")
+    return tuple(seen.values())
 
 
 def check_shapes(shapes: Sequence[str]) -> tuple[str, ...]:
     """N,K words; refused here before a host is asked."""
     for text in shapes:
-        n, comma, k = text.partition(",")
-        if not (comma and n.isdecimal() and k.isdecimal() and int(n) and int(k)):
-            raise UsageError(f"{text!r} is not a shape.", "Write N,K, such as 2624,6144.")
+        parse_shape(text)
     return tuple(dict.fromkeys(shapes))
+
+
+def check_together(kind: str, shapes: Sequence[str], experts: Sequence[str], ep_size: int) -> None:
+    """Options that contradict each other; refused here before a host is asked."""
+    if kind not in KINDS:
+        raise UsageError(f"--kind is {kind!r}.", f"Known are {', '.join(KINDS)}.")
+    for named, other, option in ((shapes, "moe", "--shapes"), (experts, "gemm", "--experts")):
+        if named and kind == other:
+            raise UsageError(f"--kind {kind} leaves out what {option} names.", f"Leave out --kind or {option}.")
+    if experts and ep_size > 1:
+        raise UsageError(
+            "--experts are tuned as if tokens chose among them alone, which is not so with EP.",
+            "Leave out --experts: --ep-size and --tp-size tell what a rank holds.",
+        )

@@ -144,7 +144,7 @@ def parse_line(line: str) -> Event | TableLine | PartialLine | None:
         raw = json.loads(line)
         kinds: dict[str, type[TableLine | PartialLine]] = {"table": TableLine, "partial": PartialLine}
         return kinds.get(raw.get("kind"), Event).model_validate(raw)
-    except (ValueError, ValidationError, AttributeError, TypeError):
+    except (ValueError, ValidationError, AttributeError, TypeError, RecursionError):
         return None
 
 
@@ -168,7 +168,7 @@ class Tables:
         if experts_folder is not None:
             found._take(experts_folder, sorted((experts_folder / experts.CONFIGS).glob("triton_*/*.json")))
             for path in sorted((experts_folder / PARTIAL / experts.CONFIGS).glob("triton_*/*.part")):
-                found.partial[str(path.relative_to(experts_folder / PARTIAL))] = _read_gains(path)
+                found.partial[str(path.relative_to(experts_folder / PARTIAL))] = _read_json(path)
         return found
 
     def _take(self, folder: Path, paths: Iterable[Path]) -> None:
@@ -179,7 +179,7 @@ class Tables:
             table = read_table(path, tma="/" in name)
             self.tables[name] = {str(rows): config for rows, config in table.items()}
             if (folder / "gains" / name).exists():
-                self.gains[name] = _read_gains(folder / "gains" / name)
+                self.gains[name] = _read_json(folder / "gains" / name)
 
     def add(self, line: TableLine, folder: Path) -> None:
         """Keep a table that came back, and write it; what is no table of this kind is refused."""
@@ -206,12 +206,22 @@ class Tables:
         (folder / PARTIAL / f"{name}.part").unlink(missing_ok=True)
 
 
-def _read_gains(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     """What an earlier run measured; refused by name where it is no JSON, as its table would be."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"The gains {path} cannot be read: {error}.", "Remove the file.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"What was measured, {path}, cannot be read: {error}.", "Remove the file.") from None
+
+
+def require_writable(folder: Path) -> None:
+    """Before hours of measuring, not after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror}.", "Choose another folder: --out.") from None
 
 
 def _write(path: Path, content: object, check: Callable[[Path], object] | None = None) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import zipfile
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -94,10 +95,16 @@ def packed() -> bytes:
     return out.getvalue()
 
 
-def tuned_kinds(engine_version: str) -> tuple[str, ...]:
-    """Kinds of tuned tables (gemm, moe) that travel for an engine version."""
-    start = f"{TUNED}/{engine_version}/"
-    return tuple(sorted({name.removeprefix(start).split("/")[0] for name in _files() if name.startswith(start)}))
+def tuned_kinds(engine_version: str, gpus: Iterable[str] | None = None) -> tuple[str, ...]:
+    """Kinds of tuned tables (gemm, moe) that travel for an engine version; with `gpus`, those made on a GPU so named."""
+    names = None if gpus is None else [f",device_name={gpu.replace(' ', '_')}," for gpu in gpus]
+    start, found = f"{TUNED}/{engine_version}/", set()
+    for name in _files():
+        kind, _, rest = name.removeprefix(start).partition("/")
+        table = name.startswith(start) and rest.startswith({"gemm": "N=", "moe": "configs/"}.get(kind, "/"))
+        if table and (names is None or any(one in rest for one in names)):
+            found.add(kind)
+    return tuple(sorted(found))
 
 
 def packed_text() -> str:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import pytest
+
+from glmplan.cli._plan import _check_pins
+from glmplan.errors import UsageError
+from glmplan.planning.request import Pins
+from tests import samples
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "docs" / "schema" / "plan.schema.json"
@@ -190,3 +196,11 @@ def test_a_truncated_safetensors_header_names_both_sizes(glmplan, tmp_path):
     assert ran.code == 2
     assert "5,000" in ran.err
     assert "truncated" in ran.err
+
+
+def test_a_model_of_which_no_layer_may_begin_a_stage_is_told_so():
+    whole = samples.target(engine_name=samples.VLLM)
+    shared = whole.config.model_copy(update={"indexer_full": (True, *[False] * (len(whole.config.indexer_full) - 1))})
+    with pytest.raises(UsageError) as refused:
+        _check_pins(Pins(pp=2, stages=(39, 39)), replace(whole, config=shared), whole.engine)
+    assert refused.value.next_step == "No layer but the first can begin one: use pp=1."

@@ -308,14 +308,56 @@ def test_no_gpu_is_a_sentence(tmp_path: Path, nvml: Path):
     "words",
     [
         ("--shapes", "12"), ("--minutes", "0"), ("--hosts", "a,b"), ("--tp-size", "3"), ("--rows", "many"),
-        ("--kind", "all"), ("--experts", "256"), ("--experts", "256,100"), ("--ep-size", "3"),
+        ("--kind", "all"), ("--experts", "256"), ("--experts", "256,100"), ("--ep-size", "3"), ("--rows", "\u00b2"),
+        ("--experts", "9" * 5000 + ",128"), ("--ep-size", "0"), ("--kind", "moe", "--shapes", "512,1024"),
+        ("--kind", "gemm", "--experts", "256,128"), ("--ep-size", "8", "--experts", "32,2048"),
+        ("--experts", "256,128", "--experts", "256,128,1024,8"),
     ],
 )  # fmt: skip
-def test_what_makes_no_sense_is_refused(home: Home, words):
-    home.engine()
-    ran = home.run(*words)
+def test_what_makes_no_sense_is_refused_before_a_host_is_asked(home: Home, words):
+    ran = home.run(*words)  # there is no engine, which would be told
     assert ran.code == 2, ran.err
     assert "Traceback" not in ran.err
+    assert "SGLang" not in ran.err
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(home: Home):
+    home.engine()
+    ran = home.run(*TWO, "--out", "/proc/tables")
+    assert ran.code == 2
+    assert "/proc/tables cannot be written" in ran.err
+    assert home.starts() == 0
+
+
+def test_experts_that_do_not_fit_have_their_exit_code(home: Home):
+    home.engine(small=True)
+    ran = home.run("--experts", "256,128", "--rows", "1")
+    assert ran.code == 3, ran.err
+    assert "256 experts take 9.7 GB to tune. Tune with a larger --tp-size." in ran.err
+
+
+def test_again_does_not_promise_to_go_on(home: Home):
+    home.engine(case_s=1.0)
+    ran = home.run(*TWO, "--minutes", "0.02", "--again")
+    assert "Run it without --again" in ran.out
+    assert "goes on with" not in ran.out
+
+
+def test_a_full_search_replaces_a_quick_one_and_rows_are_added(home: Home):
+    home.engine()
+    asked = ("--shapes", "512,1024", "--experts", "256,128", "--json")
+
+    def measured(*words: str) -> list[tuple[bool, int]]:
+        ran = home.run(*asked, *words)
+        assert ran.code == 0, ran.err
+        return [(one["measured"], len(one["rows"])) for one in json.loads(ran.out)["shapes"]]
+
+    assert measured("--rows", "1,64", "--quick") == [(True, 2), (True, 2)]
+    assert measured("--rows", "1", "--quick") == [(False, 2), (False, 2)]
+    assert measured("--rows", "1,64") == [(True, 2), (True, 2)]
+    assert measured("--rows", "16") == [(True, 3), (True, 3)]
+    assert set(read_table(home.tables.parent / "moe" / DOWN)) == set(read_table(home.tables / SECOND)) == {1, 16, 64}
+    assert home.measured() == [1, 64, 1, 64, 16]
 
 
 def test_the_folder_of_the_user_comes_first(home: Home):

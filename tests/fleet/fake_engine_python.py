@@ -102,6 +102,10 @@ class ExpertBench(Bench):
     folder = "configs/triton_3_8_0"
 
     def layer(self, shape: Any, most_rows: int) -> Any:
+        if self.settings.get("small"):
+            from glmplan.errors import DoesNotFitError
+
+            raise DoesNotFitError("256 experts take 9.7 GB to tune.", "Tune with a larger --tp-size.")
         return SimpleNamespace(case=lambda rows: ExpertCase(self.settings, rows))
 
 

@@ -145,12 +145,13 @@ def test_what_the_tuner_prints_is_read_and_what_libraries_print_is_not():
     event = {"kind": "rows", "shape": "o_proj", "n": 6144, "k": 2048, "step": 1, "steps": 8, "rows": 16, "default_us": 9.5}
     assert isinstance(parse_line(json.dumps({**event, "config": CONFIG, "new": 1})), Event)
     assert isinstance(parse_line(json.dumps({"kind": "table", "file": FIRST, "table": {"1": CONFIG}})), TableLine)
-    for line in ("", "loading ...", "{half", "[1]", '{"kind": "else"}', '{"kind": "table", "file": 3}'):
+    for line in ("", "loading ...", "{half", '{"a":' * 100_000, "[1]", '{"kind": "else"}', '{"kind": "table", "file": 3}'):
         assert parse_line(line) is None
 
 
 def test_a_table_with_another_name_or_wrong_sizes_is_refused(tmp_path: Path):
-    for name in ("../../.bashrc", "N=1.json", "configs/E=1.json", f"configs/../{EXPERTS}"):
+    away = FIRST.replace("NVIDIA", "/../../../NVIDIA")
+    for name in ("../../.bashrc", "N=1.json", "configs/E=1.json", f"configs/../{EXPERTS}", away, FIRST.replace("_", "\0")):
         with pytest.raises(Exception, match="The host sent a table named"):
             Tables().add(TableLine(kind="table", file=name, table={"1": CONFIG}), tmp_path)
     with pytest.raises(Exception, match="num_stages=99"):
@@ -172,6 +173,9 @@ def test_what_is_known_of_experts_is_kept_until_their_table_comes(tmp_path: Path
     tables.add(TableLine(kind="table", file=EXPERTS, table={"1": CONFIG}), moe)
     again = Tables.read(tmp_path / "gemm", moe)
     assert (again.partial, set(again.tables)) == ({}, {EXPERTS})
+    (moe / "partial" / f"{EXPERTS}.part").write_text('{"of": ')
+    with pytest.raises(UsageError, match=r"partial/configs.*\.part, cannot be read"):
+        Tables.read(tmp_path / "gemm", moe)
 
 
 def test_where_tables_go_is_told_for_what_is_tuned():
@@ -199,7 +203,7 @@ def test_gains_that_were_damaged_are_named_or_left_out(tmp_path: Path, gains: st
     (tmp_path / FIRST).write_text(json.dumps({"1": CONFIG}))
     (tmp_path / "gains" / FIRST).write_text(gains)
     if gains == "{":
-        with pytest.raises(UsageError, match=r"gains .*cannot be read"):
+        with pytest.raises(UsageError, match=r"gains/.*cannot be read"):
             Tables.read(tmp_path)
         return
     kept = Event(kind="kept", shape="o_proj", n=2624, k=6144, step=1, steps=1, file=FIRST)

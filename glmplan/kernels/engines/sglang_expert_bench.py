@@ -18,7 +18,7 @@ from glmplan.errors import DoesNotFitError, GlmplanError, UnsupportedError, Wron
 from glmplan.kernels.engines import MOE_DIR
 from glmplan.kernels.engines.sglang_expert_engine import Engine, limits
 from glmplan.kernels.engines.sglang_expert_tables import file_name, version_folder
-from glmplan.kernels.engines.sglang_tables import ALLOWED, BLOCK, Config
+from glmplan.kernels.engines.sglang_tables import BLOCK, Config, allowed
 from glmplan.kernels.engines.sglang_tune_experts import Experts
 from glmplan.kernels.engines.sglang_tune_steps import AGREEMENT, engine_version, require_gpu, setting
 
@@ -114,7 +114,7 @@ class Case:
         self.sorted: dict[int, list[Any]] = {}
         up, down, through_tma = self.engine.default(shape, rows)
         self.default = (up, down)
-        self.kept_default = (up, down) if _allowed(up) and _allowed(down) else None
+        self.kept_default = (up, down) if allowed(up) and allowed(down) else None
         if through_tma:
             _say(f"{shape.name}, {rows} rows: the engine's own table loads through TMA; it is timed without.")
         self.want: dict[str, Any] = {}
@@ -287,11 +287,6 @@ class Case:
         return GlmplanError(
             f"{self._title(part)} with {config} stopped with {type(error).__name__}: {' '.join(str(error).split())[:500]}"
         )
-
-
-def _allowed(config: Config) -> bool:
-    """Whether the default can stand in a table of ours."""
-    return set(config) == set(ALLOWED) and all(config[name] in values for name, values in ALLOWED.items())
 
 
 def _say(text: str) -> None:

@@ -24,7 +24,8 @@ from glmplan.kernels.engines.sglang_tables import BLOCK, USED, read_table
 
 CONFIGS = "configs"
 LOOKUP = "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe_triton_config"
-NAME = re.compile(r"E=(\d+),N=(\d+),device_name=([^,/]+),dtype=fp8_w8a8,block_shape=\[128, 128\](_down)?\.json")
+NAME = re.compile(r"E=(\d+),N=(\d+),device_name=([^,/\x00-\x1f]+),dtype=fp8_w8a8,block_shape=\[128, 128\](_down)?\.json")
+SORTABLE = re.compile(r"triton_\d+(_\d+)*")
 PLACE = re.compile(rf"{CONFIGS}/triton_[0-9a-z_+]+/{NAME.pattern}")
 """A table below the folder, as tuned tables travel."""
 
@@ -53,7 +54,8 @@ def folder() -> Path | None:
 
 
 def require_readable() -> None:
-    """Every block-FP8 table below the folder is well-formed; raises naming the file that is not."""
+    """Every block-FP8 table below the folder is well-formed, AMD GPUs' apart, which have words of their own; raises naming
+    the file that is not, or the folder whose name the engine cannot sort (it would end in a traceback)."""
     where = folder()
     if where is None:
         return
@@ -62,9 +64,21 @@ def require_readable() -> None:
             f"{MOE_DIR} is {where}, which has no folder {CONFIGS}.",
             f"Name the folder that glmplan tune wrote, or unset {MOE_DIR}.",
         )
+    for path in sorted((where / CONFIGS).glob("triton_*")):
+        if not SORTABLE.fullmatch(path.name) and path.name != _own_folder():
+            raise UsageError(
+                f"{path} is not named as a version of Triton: triton_3_8_0.", "Rename it, or move it elsewhere."
+            )
     for path in sorted((where / CONFIGS).glob("triton_*/*.json")):
-        if NAME.fullmatch(path.name):
+        name = NAME.fullmatch(path.name)
+        if name and not name[3].startswith("AMD"):
             read_table(path, tma=True)
+
+
+def _own_folder() -> str:
+    import triton
+
+    return version_folder(triton.__version__).removeprefix(f"{CONFIGS}/")
 
 
 def moe_configs(

@@ -24,7 +24,7 @@ Config = dict[str, int]
 Table = dict[int, Config]
 BLOCK = 128
 USED = "glmplan tables: "
-NAME = re.compile(r"N=(\d+),K=(\d+),device_name=([^,]+),dtype=fp8_w8a8,block_shape=\[128, 128\]\.json")
+NAME = re.compile(r"N=(\d+),K=(\d+),device_name=([^,/\x00-\x1f]+),dtype=fp8_w8a8,block_shape=\[128, 128\]\.json")
 ALLOWED = {
     "BLOCK_SIZE_M": (16, 32, 64, 128, 256),
     "BLOCK_SIZE_N": (16, 32, 64, 128, 256),
@@ -33,6 +33,11 @@ ALLOWED = {
     "num_warps": (1, 2, 4, 8, 16),
     "num_stages": tuple(range(1, 9)),
 }
+
+
+def whole(text: str) -> int:
+    """A number from 1 to 999,999,999 in decimal digits; 0 for any other text."""
+    return int(text) if text.isdecimal() and len(text) < 10 else 0
 
 
 def folder() -> Path | None:
@@ -67,7 +72,7 @@ def read_table(path: Path, tma: bool = False) -> Table:
     """M -> tile sizes; raises UsageError with the file's name and what is wrong in it. `tma`: USE_TMA may be there, too."""
     try:
         raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"The tuned table {path} cannot be read: {error}.", _remake()) from error
     if not isinstance(raw, dict) or not raw:
         raise UsageError(f"The tuned table {path} is not a dictionary from M to tile sizes.", _remake())
@@ -95,6 +100,15 @@ def tuned(n: int, k: int, device_name: str) -> Table | None:
     return read_table(path)
 
 
+def allowed(config: object) -> bool:
+    """Whether these tile sizes can stand in a table."""
+    return (
+        isinstance(config, Mapping)
+        and set(config) == set(ALLOWED)
+        and all(type(config[name]) is int and config[name] in values for name, values in ALLOWED.items())
+    )
+
+
 def _device_name() -> str:
     import torch
 
@@ -102,9 +116,9 @@ def _device_name() -> str:
 
 
 def _row_count(path: Path, text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not whole(text):
         raise UsageError(f"The tuned table {path} has the key {text!r}; keys are numbers of rows, 1 or more.", _remake())
-    return int(text)
+    return whole(text)
 
 
 def _config(path: Path, text: str, value: object, tma: bool) -> Config:

@@ -1,8 +1,8 @@
 """Which tile sizes make SGLang's block-FP8 GEMM and fused experts fastest on this GPU, for GLM-5.2's weights at a TP size?
 
 `tune` searches the engine's own Triton kernel, shape by shape, and yields one event at a time; a shape's table is written
-whole when it is done and skipped when it is there, so a stopped run goes on where it stopped. Times are medians over
-CUDA-graph replays.
+whole when it is done, and rows that it has are not measured again, so a stopped run goes on where it stopped. A full search
+replaces rows of a quick one. Times are medians over CUDA-graph replays.
 `python -m glmplan.kernels.engines.sglang_tune --tp-size 8 --out DIR [--kind gemm|moe|both] [--ep-size 1] [--quick]
 [--shapes N,K ...] [--experts E,N[,HIDDEN,TOP_K] ...] [--rows M,M,...] [--json-lines]`
 With shapes or experts named, only those are tuned. Tables are named as the engine looks them up, those of experts below
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from glmplan.errors import GlmplanError, UsageError, WrongAnswersError
 from glmplan.kernels.engines.sglang_expert_bench import ExpertBench
-from glmplan.kernels.engines.sglang_tables import BLOCK, Config, Table, file_name, read_table
+from glmplan.kernels.engines.sglang_tables import BLOCK, Config, Table, file_name, read_table, whole
 from glmplan.kernels.engines.sglang_tune_experts import Experts, expert_shapes, parse_experts, tune_experts
 from glmplan.kernels.engines.sglang_tune_steps import (
     AGREEMENT,
@@ -31,7 +31,11 @@ from glmplan.kernels.engines.sglang_tune_steps import (
     ROWS,
     TP_SIZES,
     Event,
+    earlier_gains,
     engine_version,
+    gain,
+    missing_rows,
+    parse_rows,
     require_gpu,
     require_tp_size,
     setting,
@@ -106,14 +110,15 @@ def tune(
     for step, shape in enumerate(asked, 1):
         path = out / file_name(shape.n, shape.k, bench.device_name)
         event = Event("shape", shape.name, shape.n, shape.k, step, steps or len(asked), file=str(path))
-        event = event._replace(row_count=len(rows))
-        if path.exists() and set(read_table(path)) >= set(rows):
+        table: Table = read_table(path) if path.exists() else {}
+        gains = earlier_gains(out / "gains" / path.name)
+        missing = missing_rows(rows, table, gains, quick)
+        event = event._replace(row_count=len(missing))
+        if not missing:
             yield event._replace(kind="kept")
             continue
         yield event
-        table: Table = {}
-        gains = {}
-        for count in rows:
+        for count in missing:
             case = bench.case(shape, count)
             default_us = case.time_us(None)
             best, tuned_us = search(count, bench.shared_bytes, case.time_us, bench.smallest_k, quick)
@@ -121,7 +126,7 @@ def tune(
             if tuned_us > default_us and case.default is not None:
                 best, tuned_us = case.default, default_us
             table[count] = best
-            gains[count] = {"default_us": round(default_us, 2), "tuned_us": round(tuned_us, 2)}
+            gains[str(count)] = gain(default_us, tuned_us, quick)
             yield event._replace(kind="rows", rows=count, default_us=default_us, tuned_us=tuned_us, config=best)
         write_whole(out / "gains" / path.name, {"setting": bench.setting, "gains": gains})
         write_whole(path, written(table))
@@ -194,17 +199,11 @@ class Case:
 
 
 def parse_shape(text: str) -> Shape:
-    n, comma, k = text.partition(",")
-    if not (comma and n.isdigit() and k.isdigit() and int(n) and int(k)):
-        raise UsageError(f"{text!r} is not a shape; write N,K, such as 2624,6144.")
-    return Shape(text, int(n), int(k))
-
-
-def parse_rows(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.isdigit() and int(part) for part in parts):
-        raise UsageError(f"{text!r} are not row counts; write them as 1,16,256.")
-    return tuple(sorted({int(part) for part in parts}))
+    """N,K."""
+    sizes = tuple(map(whole, text.split(",")))
+    if len(sizes) != 2 or 0 in sizes:
+        raise UsageError(f"{text[:80]!r} is not a shape; write N,K, such as 2624,6144.")
+    return Shape(text, *sizes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 
 from glmplan.errors import UnsupportedError, UsageError
 from glmplan.kernels.engines.sglang_expert_tables import down_of, file_name
-from glmplan.kernels.engines.sglang_tables import BLOCK, Config, read_table
+from glmplan.kernels.engines.sglang_tables import BLOCK, Config, allowed, read_table, whole
 from glmplan.kernels.engines.sglang_tune_steps import (
     FINALISTS,
     Event,
+    earlier_gains,
+    gain,
+    missing_rows,
     require_tp_size,
     shared_need,
     tile,
@@ -64,11 +67,16 @@ class Experts(NamedTuple):
         return int(self.total == ROUTED + 1)
 
 
-def expert_shapes(tp_size: int, ep_size: int, sm: int) -> tuple[Experts, ...]:
-    """As glmplan launches SGLang: the shared expert is fused (one more, always chosen), not on sm_8x, sm_12x and with EP."""
+def require_sizes(tp_size: int, ep_size: int) -> None:
+    """TP and EP sizes that go together."""
     require_tp_size(tp_size)
     if ep_size < 1 or tp_size % ep_size:
         raise UsageError(f"EP size is {ep_size}; it must divide the TP size, {tp_size}.")
+
+
+def expert_shapes(tp_size: int, ep_size: int, sm: int) -> tuple[Experts, ...]:
+    """As glmplan launches SGLang: the shared expert is fused (one more, always chosen), not on sm_8x, sm_12x and with EP."""
+    require_sizes(tp_size, ep_size)
     fused = 0 if ep_size > 1 or sm // 10 in (8, 12) else 1
     width = WIDTH * ep_size // tp_size
     return (Experts("experts", ROUTED // ep_size + fused, width, HIDDEN, TOP_K + fused, ROUTED + fused),)
@@ -76,10 +84,10 @@ def expert_shapes(tp_size: int, ep_size: int, sm: int) -> tuple[Experts, ...]:
 
 def parse_experts(text: str) -> Experts:
     """E,N or E,N,HIDDEN,TOP_K."""
-    parts = text.split(",")
-    if len(parts) not in (2, 4) or not all(part.isdecimal() and int(part) for part in parts):
-        raise UsageError(f"{text!r} are not experts; write E,N or E,N,HIDDEN,TOP_K, such as 256,256.")
-    experts, n, *rest = map(int, parts)
+    sizes = tuple(map(whole, text.split(",")))
+    if len(sizes) not in (2, 4) or 0 in sizes:
+        raise UsageError(f"{text[:80]!r} are not experts; write E,N or E,N,HIDDEN,TOP_K, such as 256,256.")
+    experts, n, *rest = sizes
     hidden, top_k = rest or (HIDDEN, TOP_K + (experts == ROUTED + 1))
     if n % BLOCK or hidden % BLOCK or top_k > experts:
         raise UsageError(f"{text!r} are no experts in FP8 blocks: N, HIDDEN are multiples of {BLOCK}, TOP_K is at most E.")
@@ -146,37 +154,57 @@ def search_experts(case: Any, rows: int, shape: Experts, shared_bytes: int, quic
     return up, down
 
 
+class Files:
+    """What lies below a folder for one shape: both tables, of which only rows that both have count, and their gains."""
+
+    def __init__(self, out: Path, place: Path) -> None:
+        self.path, self.gains_path = out / place, out / "gains" / place
+        self.partial = out / PARTIAL / place.with_name(f"{place.name}.part")
+        self.down_path = self.path.with_name(down_of(self.path.name))
+        up, down = (read_table(one, tma=True) if one.exists() else {} for one in (self.path, self.down_path))
+        both = up.keys() & down.keys()
+        self.up, self.down = ({count: one[count] for count in both} for one in (up, down))
+        self.gains = earlier_gains(self.gains_path)
+
+    def put(self, count: int, row: dict[str, Any], quick: bool) -> None:
+        self.up[count], self.down[count] = row["up"], row["down"]
+        self.gains[str(count)] = gain(row["default_us"], row["tuned_us"], quick)
+
+    def write(self, setting: dict[str, str]) -> None:
+        """The first table last: it is the one that the engine cannot do without."""
+        write_whole(self.gains_path, {"setting": setting, "gains": self.gains})
+        write_whole(self.down_path, written(self.down))
+        write_whole(self.path, written(self.up))
+
+
 def tune_experts(
     asked: Sequence[Experts], out: Path, rows: Sequence[int], bench: Any, before: int, steps: int, quick: bool = False
 ) -> Iterator[Event]:
     """Both tables for every shape; `bench` is an ExpertBench or a stand-in, `before` the steps that were made already."""
     for step, shape in enumerate(asked, before + 1):
-        place = Path(bench.folder) / file_name(shape.experts, shape.n, bench.device_name)
-        path, partial = out / place, out / PARTIAL / place.with_name(f"{place.name}.part")
-        down_path = path.with_name(down_of(path.name))
-        event = Event("shape", shape.name, shape.n, shape.hidden, step, steps, file=str(path), experts=shape.experts)
-        event = event._replace(row_count=len(rows))
-        if all(one.exists() and set(read_table(one, tma=True)) >= set(rows) for one in (path, down_path)):
+        files = Files(out, Path(bench.folder) / file_name(shape.experts, shape.n, bench.device_name))
+        missing = missing_rows(rows, files.up, files.gains, quick)
+        event = Event("shape", shape.name, shape.n, shape.hidden, step, steps, file=str(files.path), experts=shape.experts)
+        event = event._replace(row_count=len(missing))
+        if not missing:
             yield event._replace(kind="kept")
             continue
         yield event
         setting = bench.setting | {"search": "quick" if quick else "full"}
-        known = Known(partial, {"shape": list(shape[1:]), "setting": setting})
+        known = Known(files.partial, {"shape": list(shape[1:]), "setting": setting})
         layer = None
-        for count in rows:
+        for count in missing:
             if count not in known.rows:
-                layer = layer or bench.layer(shape, max(rows))
+                layer = layer or bench.layer(shape, max(missing))
                 known.add(count, one_row(layer.case(count), count, shape, bench.shared_bytes, quick))
             row = known.rows[count]
+            files.put(count, row, quick)
             yield event._replace(
                 kind="rows", rows=count, default_us=row["default_us"], tuned_us=row["tuned_us"], config=row["up"],
-                down_config=row["down"], partial=str(partial),
+                down_config=row["down"], partial=str(files.partial),
             )  # fmt: skip
         del layer
-        gains = {str(count): {name: known.rows[count][name] for name in ("default_us", "tuned_us")} for count in rows}
-        write_whole(out / "gains" / place, {"setting": setting, "gains": gains})
-        for one, part in ((down_path, "down"), (path, "up")):
-            write_whole(one, written({count: known.rows[count][part] for count in rows}))
+        files.write(setting)
         yield event._replace(kind="done")
 
 
@@ -190,7 +218,7 @@ def one_row(case: Any, rows: int, shape: Experts, shared_bytes: int, quick: bool
 
 
 class Known:
-    """Rows that are done, in a file beside the tables; another shape's or setting's are not taken over."""
+    """Rows that are done, in a file beside the tables; damaged ones, another shape's and another setting's are left out."""
 
     def __init__(self, path: Path, of: dict[str, Any]) -> None:
         self.path, self.of = path, of
@@ -198,10 +226,19 @@ class Known:
         try:
             found = json.loads(path.read_text())
             if found["of"] == of:
-                self.rows = {int(count): row for count, row in found["rows"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                self.rows = {int(count): row for count, row in found["rows"].items() if whole(count) and _is_row(row)}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return
 
     def add(self, count: int, row: dict[str, Any]) -> None:
         self.rows[count] = row
         write_whole(self.path, {"of": self.of, "rows": {str(one): self.rows[one] for one in sorted(self.rows)}})
+
+
+def _is_row(row: object) -> bool:
+    """Whether this is what `one_row` returns."""
+    return (
+        isinstance(row, dict)
+        and all(allowed(row.get(part)) for part in PARTS)
+        and all(type(row.get(name)) is float and row[name] > 0 for name in ("default_us", "tuned_us"))
+    )

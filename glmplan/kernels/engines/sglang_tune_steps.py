@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from glmplan.errors import UnsupportedError, UsageError
-from glmplan.kernels.engines.sglang_tables import Config
+from glmplan.kernels.engines.sglang_tables import Config, whole
 from glmplan.kernels.engines.sglang_versions import VERSIONS
 
 TP_SIZES = (1, 2, 4, 8, 16)
@@ -80,6 +80,26 @@ def written(table: Mapping[int, Config]) -> dict[str, Config]:
     return {str(rows): table[rows] for rows in sorted(table)}
 
 
+def gain(default_us: float, tuned_us: float, quick: bool) -> dict[str, Any]:
+    """What is recorded of one number of rows."""
+    return {"default_us": round(default_us, 2), "tuned_us": round(tuned_us, 2), **({"search": "quick"} if quick else {})}
+
+
+def earlier_gains(path: Path) -> dict[str, Any]:
+    """What earlier runs recorded, by number of rows; nothing where the file is missing or damaged."""
+    try:
+        found = json.loads(path.read_text())["gains"]
+        return {count: one for count, one in found.items() if whole(count) and isinstance(one, dict)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def missing_rows(rows: Sequence[int], there: Container[int], gains: Mapping[str, Any], quick: bool) -> list[int]:
+    """Those that no table has yet, and for a full search those that were searched quickly."""
+    rough = set() if quick else {int(count) for count, one in gains.items() if one.get("search") == "quick"}
+    return [count for count in rows if count not in there or count in rough]
+
+
 def engine_version() -> str:
     """SGLang's version in this environment; refused when it is not one that is known."""
     try:
@@ -95,6 +115,14 @@ def require_tp_size(tp_size: int) -> None:
     """GLM-5.2's FP8 blocks of 128 limit how far its weights can be cut."""
     if tp_size not in TP_SIZES:
         raise UsageError(f"TP size is {tp_size}; GLM-5.2's FP8 blocks allow {', '.join(map(str, TP_SIZES))}.")
+
+
+def parse_rows(text: str) -> tuple[int, ...]:
+    """Numbers of rows in order, each once."""
+    found = set(map(whole, text.split(",")))
+    if 0 in found:
+        raise UsageError(f"{text[:80]!r} are not row counts; write them as 1,16,256.")
+    return tuple(sorted(found))
 
 
 def require_gpu() -> Any:

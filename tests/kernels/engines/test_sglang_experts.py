@@ -187,6 +187,40 @@ def test_rows_that_are_done_survive_a_crash_and_other_settings_do_not(tmp_path: 
     assert Pretended.made == [1, 64]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda row: row.pop("up"),
+        lambda row: row["down"].update(BLOCK_SIZE_M=5),
+        lambda row: row["up"].update(num_warps=True),
+        lambda row: row.update(default_us="1"),
+        lambda row: row.update(tuned_us=float("nan")),
+    ],
+)
+def test_rows_of_a_damaged_file_are_measured_again(tmp_path: Path, damage: Any):
+    tuned(tmp_path, (1, 64))
+    path = tmp_path / "configs/triton_3_8_0" / tables.file_name(256, 256, "A GPU")
+    path.unlink()
+    partial = tmp_path / "partial" / path.relative_to(tmp_path).with_name(f"{path.name}.part")
+    known = json.loads(partial.read_text())
+    damage(known["rows"]["64"])
+    partial.write_text(json.dumps(known))
+    Pretended.made.clear()
+    assert [event.kind for event in tuned(tmp_path, (1, 64))] == ["shape", "rows", "rows", "done"]
+    assert Pretended.made == [64]
+
+
+def test_more_rows_are_added_to_both_tables(tmp_path: Path):
+    tuned(tmp_path, (1, 64))
+    (tmp_path / "partial").rename(tmp_path / "gone")
+    Pretended.made.clear()
+    tuned(tmp_path, (64, 256))
+    assert Pretended.made == [256]
+    path = tmp_path / "configs/triton_3_8_0" / tables.file_name(256, 256, "A GPU")
+    assert set(read_table(path)) == set(read_table(path.with_name(tables.down_of(path.name)))) == {1, 64, 256}
+    assert set(json.loads((tmp_path / "gains" / path.relative_to(tmp_path)).read_text())["gains"]) == {"1", "64", "256"}
+
+
 def test_the_default_is_kept_where_nothing_is_faster(tmp_path: Path):
     class Fast(Pretended):
         slow = 5.0
@@ -272,8 +306,23 @@ def test_a_folder_that_is_none_and_a_malformed_table_are_refused(tmp_path: Path,
     with pytest.raises(UsageError, match="M=1 not exactly"):
         tables.require_readable()
     (tmp_path / "configs/triton_3_8_0/E=8,N=64,device_name=A.json").write_text("another kind's")
+    amd = tables.file_name(8, 64, "AMD Instinct MI300X")
+    (tmp_path / "configs/triton_3_8_0" / amd).write_text('{"1": {"waves_per_eu": 2}}')
     put(tmp_path, "3_8_0")
     tables.require_readable()
+
+
+def test_a_folder_that_the_engine_cannot_sort_is_refused_but_for_this_triton_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("triton")
+    monkeypatch.setattr("triton.__version__", "3.9.0+git12ab")
+    monkeypatch.setenv("SGLANG_MOE_CONFIG_DIR", str(tmp_path))
+    put(tmp_path, "3_9_0+git12ab")
+    tables.require_readable()
+    put(tmp_path, "3_8_0.old")
+    with pytest.raises(UsageError, match=r"triton_3_8_0\.old is not named as a version of Triton"):
+        tables.require_readable()
 
 
 def test_tables_of_experts_travel_with_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -38,6 +38,8 @@ def test_a_good_table_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ({}, "not a dictionary"),
         ({"0": GOOD}, "key '0'"),
         ({"many": GOOD}, "key 'many'"),
+        ({"\u00b2": GOOD}, "key '\u00b2'"),
+        ("[" * 100_000, "cannot be read"),
         ({"1": {**GOOD, "SPLIT_K": 2}}, "M=1 not exactly"),
         ({"1": {key: GOOD[key] for key in list(GOOD)[1:]}}, "M=1 not exactly"),
         ({"1": {**GOOD, "num_warps": 3}}, "num_warps=3"),
@@ -127,14 +129,53 @@ def test_tables_are_written_whole_and_kept(tmp_path: Path):
     made = Pretended.made
     assert [event.kind for event in tuner.tune(asked, tmp_path, (1, 64), Pretended())] == ["kept", "kept"]
     assert Pretended.made == made
-    assert [event.kind for event in tuner.tune(asked[:1], tmp_path, (1, 2), Pretended())][-1] == "done"
     assert not list(tmp_path.glob("**/.tune-*"))
 
 
-@pytest.mark.parametrize("text", ["", "2624", "2624x6144", "a,b", "0,128"])
+def test_more_rows_are_added_to_a_table_and_only_those_are_measured(tmp_path: Path):
+    asked = [tuner.Shape("a", 512, 1024)]
+    list(tuner.tune(asked, tmp_path, (1, 64), Pretended()))
+    made = Pretended.made
+    assert [event.rows for event in tuner.tune(asked, tmp_path, (1, 2), Pretended())] == [None, 2, None]
+    assert Pretended.made == made + 1
+    path = tmp_path / tables.file_name(512, 1024, "A GPU")
+    assert set(tables.read_table(path)) == {1, 2, 64}
+    assert set(json.loads((tmp_path / "gains" / path.name).read_text())["gains"]) == {"1", "2", "64"}
+
+
+def test_a_full_search_replaces_the_rows_of_a_quick_one_and_not_the_other_way(tmp_path: Path):
+    asked = [tuner.Shape("a", 512, 1024)]
+
+    def rows(quick: bool, *wanted: int) -> list[int]:
+        events = list(tuner.tune(asked, tmp_path, wanted, Pretended(), quick=quick))
+        return [event.rows for event in events if event.rows is not None]
+
+    assert rows(True, 1, 2) == [1, 2]
+    assert rows(True, 1, 2) == []
+    assert rows(False, 1, 4) == [1, 4]
+    assert rows(True, 1, 4) == []
+    assert rows(False, 1, 2, 4) == [2], "the row that was still a quick one"
+
+
+@pytest.mark.parametrize("gains", ["{", "[]", '{"gains": 1}', '{"gains": {"x": {"search": "quick"}, "1": 3}}'])
+def test_damaged_gains_are_as_none(tmp_path: Path, gains: str):
+    asked = [tuner.Shape("a", 512, 1024)]
+    list(tuner.tune(asked, tmp_path, (1,), Pretended()))
+    (tmp_path / "gains" / tables.file_name(512, 1024, "A GPU")).write_text(gains)
+    assert [event.kind for event in tuner.tune(asked, tmp_path, (1,), Pretended())] == ["kept"]
+
+
+@pytest.mark.parametrize("text", ["", "2624", "2624x6144", "a,b", "0,128", "\u00b2,128", "9" * 5000 + ",128", "1,2,3"])
 def test_a_shape_that_is_none_is_refused(text: str):
     with pytest.raises(UsageError, match="not a shape"):
         tuner.parse_shape(text)
+
+
+def test_rows_are_numbers_in_order():
+    assert tuner.parse_rows("256,1,16,1") == (1, 16, 256)
+    for text in ("", "1,", "-1", "0", " 1", "\u00b2", "9" * 5000):
+        with pytest.raises(UsageError, match="are not row counts"):
+            tuner.parse_rows(text)
 
 
 def test_without_the_engine_nothing_is_tuned(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
