@@ -16,7 +16,7 @@ from glmplan.bench.stream import Server, base_url
 from glmplan.bench.way import find_way
 from glmplan.cli import _bench_output
 from glmplan.cli._files import check_writable, load_plan, save_text
-from glmplan.cli._launching import read_secrets
+from glmplan.cli._wanted import read_secrets
 from glmplan.errors import GlmplanError, NotHealthyError, UsageError
 from glmplan.fleet.reference import detect_family
 from glmplan.fleet.served import Served, http_ask

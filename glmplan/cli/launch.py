@@ -10,7 +10,7 @@ import typer
 from glmplan.cli._options import PlanningOptions, takes_planning_options
 
 if TYPE_CHECKING:
-    from glmplan.cli._launching import Wanted
+    from glmplan.cli._wanted import Wanted
     from glmplan.engines.base import Endpoints, More, NodeCommand
     from glmplan.planning.plan import Plan
 
@@ -90,13 +90,13 @@ def launch(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Start GLM-5.2 on hosts, follow it, and call it healthy when its answers are right."""
-    from glmplan.cli import _launching
+    from glmplan.cli import _wanted
     from glmplan.engines.base import Endpoints
     from glmplan.errors import UsageError
 
     endpoints = Endpoints(http_host, http_port, rendezvous_port)
     if dry_run:
-        _dry_run(options, plan, endpoints, as_json, _launching.more_words(engine_arg, engine_env))
+        _dry_run(options, plan, endpoints, as_json, _wanted.more_words(engine_arg, engine_env))
         return
     if options.hosts is None:
         raise UsageError(
@@ -106,12 +106,12 @@ def launch(
     for word, value in (("deadline", deadline), ("stall", stall), ("lost-after", lost_after)):
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"--{word} is {value:g}; it must be above 0 seconds, and finite.", "Give seconds.")
-    wanted = _launching.Wanted(
+    wanted = _wanted.Wanted(
         plan_file=plan, rehearse=rehearse, yes=yes, name=name, endpoints=endpoints, api_key_env=api_key_env,
         hf_token_env=hf_token_env, engine_python=engine_python,
-        more=_launching.more_words(engine_arg, engine_env), skip_doctor=skip_doctor, deadline_s=deadline, stall_s=stall,
+        more=_wanted.more_words(engine_arg, engine_env), skip_doctor=skip_doctor, deadline_s=deadline, stall_s=stall,
         lost_after_s=lost_after, canary=not no_canary, canary_reference=canary_reference,
-        canaries=_launching.canary_names(canaries), as_json=as_json,
+        canaries=_wanted.canary_names(canaries), as_json=as_json,
     )  # fmt: skip
     _start(options, wanted)
 

@@ -36,7 +36,8 @@ def _inputs(
     name: str | None, api_key_env: str | None, hf_token_env: str | None, canary: bool
 ) -> tuple[Deployment, Secrets, Judgement]:
     """The record, the secrets it needs, and how its start is judged."""
-    from glmplan.cli._launching import canary_settings, read_secrets
+    from glmplan.cli._launching import canary_settings
+    from glmplan.cli._wanted import read_secrets
     from glmplan.errors import UsageError
     from glmplan.fleet import deployment as records
     from glmplan.fleet import prepare

@@ -108,7 +108,7 @@ def _served(asked: _Asked) -> tuple[Ask, Served]:
 
 def _ask(asked: _Asked, reference: Path | None, as_json: bool) -> None:
     """Run the canaries and judge."""
-    from glmplan.cli._launching import read_reference
+    from glmplan.cli._wanted import read_reference
     from glmplan.fleet.canary import CanarySettings, chosen, require_right, run_canaries
     from glmplan.fleet.served import http_ask
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from glmplan.cli import _launching
+from glmplan.cli import _wanted
 
 SEED = ("--gpus", "32x rtx-4090-48g", "--nodes", "4")
 
@@ -77,5 +77,5 @@ def test_amd_is_sized_but_not_launched(glmplan):
     [(["NCCL_DEBUG=INFO"], ()), (["PYTHONPATH=/a", "PYTHONPATH=~/site::/b"], ("~/site", "/b")), (["PYTHONPATH="], ())],
 )
 def test_the_engine_is_looked_for_where_its_python_path_will_point(variables, folders):
-    more = _launching.more_words(None, variables)
-    assert _launching.Wanted.engine_folders.fget(SimpleNamespace(more=more)) == folders
+    more = _wanted.more_words(None, variables)
+    assert _wanted.Wanted.engine_folders.fget(SimpleNamespace(more=more)) == folders
