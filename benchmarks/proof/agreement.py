@@ -24,6 +24,9 @@ BATCH = (50, 60, 1500, 2040, 2060, 3000, 3000, 200, 9000, 700, 50, 4100, 6000, 1
 NEW_TOKENS, JUDGED_TOKENS, IDS = 32, 64, 8000
 MODEL = {"plain": ("--gain", "0.1", "--sharp", "4", "--steady", "8")}
 
+COARSE = ("raw",)
+"""Formats whose stock kernel rounds queries and probabilities to e4m3 (0.5.23, tilelang_kernel.py), as the port does not:
+stock and port are both measured from a stock server with BF16 rows."""
 # (prefill, decode) of the stock engine, of its other kernels, and of the port
 BACKENDS: dict[str, dict[str, tuple[tuple[str, str], tuple[str, str], tuple[str, str]]]] = {
     "0.5.23": {
@@ -79,7 +82,9 @@ def jobs(version: str, formats: list[str], others: list[str]) -> list[Job]:
     found: list[list[Job]] = []
     for kv in formats:
         stock, other, port = BACKENDS[version][kv]
-        row = [
+        exact = BACKENDS[version]["bf16"][0]
+        row = [Job(f"{kv}-reference", flags("bf16", exact), ask, {"GLMPLAN_PORT": "off"})] if kv in COARSE else []
+        row += [
             Job(f"{kv}-stock", flags(kv, stock), ask, {"GLMPLAN_PORT": "off"}),
             Job(f"{kv}-port", flags(kv, port), ask, {"GLMPLAN_PORT": "force"}),
         ]
@@ -99,21 +104,23 @@ def verdict(
 ) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for kv in formats:
-        stock = outcomes[f"{kv}-stock"].result or {}
+        base = f"{kv}-reference" if kv in COARSE else f"{kv}-stock"
+        stock = outcomes[base].result or {}
         distances = {
             name: judge.distance(stock, outcome.result)
             for name, outcome in outcomes.items()
-            if name.startswith(f"{kv}-") and name != f"{kv}-stock" and outcome.result and stock
+            if name.startswith(f"{kv}-") and name != base and outcome.result and stock
         }
         group = {
             kind: {name: distances[name] for name in names if name in distances}
             for kind, names in {
-                "noise": [f"{kv}-again", f"{kv}-other"],
+                "noise": [f"{kv}-again", f"{kv}-other", *([f"{kv}-stock"] if kv in COARSE else [])],
                 "ports": [f"{kv}-port", *(f"{kv}-{sm}" for sm in others)],
                 "controls": [f"{kv}-control"],
             }.items()
         }
-        parts[kv] = judge.judge_agreement(**group, prompts=prompts)
+        factor = judge.NO_FARTHER if kv in COARSE else judge.FACTOR
+        parts[kv] = judge.judge_agreement(**group, prompts=prompts, factor=factor)
         mine = {name: outcome for name, outcome in outcomes.items() if name.startswith(f"{kv}-")}
         missing = [name for name, outcome in mine.items() if not outcome.result and not name.endswith("-other")]
         astray = [name for name, outcome in mine.items() if outcome.result and has_port(outcome) != wants_port(name)]
@@ -126,7 +133,7 @@ def verdict(
 
 
 def wants_port(name: str) -> bool:
-    return not name.endswith(("-stock", "-again", "-other"))
+    return not name.endswith(("-stock", "-again", "-other", "-reference"))
 
 
 def has_port(outcome: Outcome) -> bool:

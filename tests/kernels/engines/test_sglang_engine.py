@@ -50,13 +50,18 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.wheels
 @pytest.mark.parametrize("check", ["patched", "logits", "topk", "packed", "raw", "bf16", "off", "tables", "experts"])
 def test_real_engine(engine: Path, check: str):
+    in_the_engine(engine, __name__, check)
+
+
+def in_the_engine(engine: Path, module: str, check: str) -> None:
+    """Runs `module` for one check in a process that finds the engine."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("GLMPLAN_", "SGLANG_"))},
         "PYTHONPATH": os.pathsep.join([str(engine), str(ROOT)]), "TRITON_INTERPRET": "1",
         "SGLANG_SKIP_SGL_KERNEL_VERSION_CHECK": "1",
     }  # fmt: skip
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.kernels.engines.test_sglang_engine", check],
+        [sys.executable, "-W", "ignore", "-m", module, check],
         env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     if result.returncode == NOT_HERE:
@@ -193,7 +198,7 @@ def check_topk(version: str) -> None:
     assert torch.equal(unfused.sort(1)[0], reference.topk_reference(logits, lengths, 2048).sort(1)[0])
 
 
-def pool(version: str, kv: str) -> Any:
+def pool(version: str, kv: str, slots: int = SLOTS) -> Any:
     """The engine's own KV pool, without the parts that need a running engine."""
     import torch
     from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
@@ -203,10 +208,10 @@ def pool(version: str, kv: str) -> Any:
     made = object.__new__(MLATokenToKVPool)
     store = dtype if kv == "bf16" else torch.uint8
     settings = {
-        "kv_buffer": [torch.zeros(SLOTS, 1, width, dtype=store)], "start_layer": 0, "layer_transfer_counter": None,
+        "kv_buffer": [torch.zeros(slots, 1, width, dtype=store)], "start_layer": 0, "layer_transfer_counter": None,
         "dtype": dtype, "store_dtype": store, "use_dsa": True, "dsa_kv_cache_store_fp8": kv == "packed",
         "kv_cache_dim": width, "kv_lora_rank": 512, "qk_rope_head_dim": 64,
-        "size": SLOTS - PAGE, "page_size": PAGE, "dcp_replicated": True,
+        "size": slots - PAGE, "page_size": PAGE, "dcp_replicated": True,
     }  # fmt: skip
     for name, value in settings.items():
         setattr(made, name, value)

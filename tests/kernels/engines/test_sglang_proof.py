@@ -137,6 +137,20 @@ def test_a_comparison_that_does_not_notice_a_wrong_answer_proves_nothing():
     assert not judge.judge_agreement({"again": same}, {"port": same}, {}, 2)["holds"]
 
 
+@pytest.mark.parametrize(("port", "holds"), [(0.2, True), (0.33, True), (0.34, False)])
+def test_raw_rows_are_measured_from_bf16_rows_and_the_port_may_be_no_farther_than_stock(port: float, holds: bool):
+    shifts = {"reference": 0.0, "stock": 0.3, "again": 0.3, "other": 0.25, "port": port, "control": 1.0}
+    outcomes = {}
+    for job in agreement.jobs("0.5.23", ["raw"], []):
+        lines = [f"{harness.MARKER} kv=raw"] if job.environment["GLMPLAN_PORT"] == "force" else []
+        found = answers(shifts[job.name.removeprefix("raw-")])
+        outcomes[job.name] = harness.Outcome(job.name, 0, [], {}, port_lines=lines, result=found)
+    assert outcomes.keys() == {f"raw-{name}" for name in shifts}
+    found = agreement.verdict(["raw"], [], outcomes, prompts=len(found))
+    assert found["holds"] is holds, found["lines"]
+    assert judge.rejudge({"verdict": found}) is holds
+
+
 def test_speed_holds_when_both_were_measured_whole():
     stock = {"prefill 3000": 200.0, "decode 1 streams": 10.0}
     assert judge.judge_speed(stock, {name: value / 2 for name, value in stock.items()})["holds"]
