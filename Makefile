@@ -17,10 +17,10 @@ launch-demo: $(VENV)/.runtime
 	  $(BIN)/glmplan stop launch-demo --forget || status=$$?; exit $$status
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n auto $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist worksteal $(PYTEST_ARGS)
 
 test-kernels: $(VENV)/.kernels
-	$(BIN)/python -m pytest -q -n auto tests/kernels $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist worksteal tests/kernels $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
