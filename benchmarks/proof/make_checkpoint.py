@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 BLOCK, E4M3_MAX = 128, 448.0
 VOCAB = 8192
@@ -206,6 +205,8 @@ def write_tokenizer(out: Path) -> None:
 
 def make(out: Path, maker: Maker, chain: float, mtp: bool, with_tokenizer: bool) -> int:
     """Writes the folder; the bytes of its tensors."""
+    from safetensors.torch import save_file  # the sizes above are of use without it
+
     out.mkdir(parents=True, exist_ok=True)
     layers = maker.layers
     maker.head(chain)
