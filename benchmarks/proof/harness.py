@@ -66,6 +66,11 @@ def register():
 """
 
 
+def inherited() -> dict[str, str]:
+    """This process's environment without what would change an engine or the port."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(OWN)}
+
+
 @dataclass(frozen=True)
 class Engine:
     """What every server of an engine gets: the words after `python -m` for a checkpoint and an HTTP port, an environment,
@@ -158,11 +163,10 @@ class Server:
 
     def start(self) -> None:
         path = os.pathsep.join([str(self.setting.plugin), str(self.setting.site)])
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(OWN)}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 self.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=self.setting.work,
-                env={**inherited, **self.environment, "PYTHONPATH": path},
+                env={**inherited(), **self.environment, "PYTHONPATH": path},
             )  # fmt: skip
 
     def wait_until_healthy(self, deadline: float) -> None:

@@ -35,13 +35,12 @@ def make_tables(setting: Setting, seconds: float) -> tuple[list[dict[str, Any]],
         sys.executable, "-m", "glmplan.kernels.engines.sglang_tune", "--out", str(setting.work / "tuned"), "--rows", ROWS,
         "--quick", "--json-lines", "--shapes", *SHAPES, "--experts", *EXPERTS,
     ]  # fmt: skip
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GLMPLAN_", "SGLANG_"))}
     said, told = setting.logs / "tune.log", setting.logs / "tune-events.log"
     with said.open("w") as log, told.open("w") as out:
         try:
             ran = subprocess.run(
                 command, stdout=out, stderr=log, timeout=seconds, cwd=setting.work, check=False,
-                env={**inherited, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": str(setting.gpus[0])},
+                env={**harness.inherited(), "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": str(setting.gpus[0])},
             )  # fmt: skip
             wrong = "" if ran.returncode == 0 else f"the tuner ended with {ran.returncode}"
         except subprocess.TimeoutExpired:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,19 @@ def _start(wanted: launcher.Order, lock: int) -> dict[str, Any]:
     return {"state": "started", "pid": found["pid"], "log": str(wanted.place / "log"), "started_s": started_s}
 
 
-def _require_free_gpus(wanted: launcher.Order) -> None:
-    """Refuse GPUs on which another deployment or anybody else's process works."""
+def _others_that_run(wanted: launcher.Order) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """What was ordered of every other deployment that runs here, and its worker."""
     for place in state.folders(of_all_nodes=True):
         told, worker, found = _seen(place)
+        if place != wanted.place and found == "running":
+            yield told, worker
+
+
+def _require_free_gpus(wanted: launcher.Order) -> None:
+    """Refuse GPUs on which another deployment or anybody else's process works."""
+    for told, worker in _others_that_run(wanted):
         shared = sorted(set(told.get("gpu_indexes", [])) & set(wanted.gpu_indexes))
-        if place == wanted.place or not shared or found != "running":
+        if not shared:
             continue
         raise NodeError(
             "busy",
@@ -104,10 +112,9 @@ def _require_free_gpus(wanted: launcher.Order) -> None:
 
 def _require_own_ports(wanted: launcher.Order) -> None:
     """Refuse ports of another deployment that runs, also while its worker has not come to listening yet."""
-    for place in state.folders(of_all_nodes=True):
-        told, worker, found = _seen(place)
+    for told, worker in _others_that_run(wanted):
         shared = [one for one in wanted.tcp_ports if any(_same_port(one, other) for other in told.get("tcp_ports", []))]
-        if place == wanted.place or not shared or found != "running":
+        if not shared:
             continue
         raise NodeError(
             "port-taken",

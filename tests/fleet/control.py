@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from tests.netns import Network
 
 STAND_IN = ("--gpus", "6x b200", "--nodes", "3", "--context", "32k")
@@ -89,3 +91,15 @@ def wait_until(what: str, condition: Callable[[], object], seconds: float = 20.0
 def workers(hosts: Network, name: str, words: Sequence[str] = ("standin",)) -> dict[int, str]:
     """The stand-in's processes on a host."""
     return {pid: line for pid, line in hosts.pids(name).items() if all(word in line for word in words)}
+
+
+@pytest.fixture
+def controller(three_hosts: Network, tmp_path: Path) -> Iterator[Controller]:
+    """A controller of its own per test; every test must leave the hosts empty."""
+    found = Controller(three_hosts, tmp_path)
+    yield found
+    left = found.left()
+    for name in three_hosts.hosts:
+        if three_hosts[name].init is None or left.get(name):
+            three_hosts.reboot(name)
+    assert left == {}

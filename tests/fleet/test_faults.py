@@ -9,27 +9,14 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fleet.control import Controller, wait_until, workers
-from tests.netns import Network, three_hosts
+from tests.fleet.control import Controller, controller, wait_until, workers
+from tests.netns import three_hosts
 
-__all__ = ["three_hosts"]
-
-
-@pytest.fixture
-def controller(three_hosts: Network, tmp_path: Path) -> Iterator[Controller]:
-    """A controller of its own per test; every test must leave the hosts empty."""
-    found = Controller(three_hosts, tmp_path)
-    yield found
-    left = found.left()
-    for name in three_hosts.hosts:
-        if three_hosts[name].init is None or left.get(name):
-            three_hosts.reboot(name)
-    assert left == {}
+__all__ = ["controller", "three_hosts"]
 
 
 def test_three_nodes_come_up_answer_and_stop(controller: Controller):

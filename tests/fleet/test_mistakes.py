@@ -8,27 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from glmplan.cli._telling import tunnel
-from tests.fleet.control import Controller, wait_until, workers
-from tests.netns import Network, three_hosts
+from tests.fleet.control import Controller, controller, wait_until, workers
+from tests.netns import three_hosts
 
-__all__ = ["three_hosts"]
-
-
-@pytest.fixture
-def controller(three_hosts: Network, tmp_path: Path) -> Iterator[Controller]:
-    """A controller of its own per test; every test must leave the hosts empty."""
-    found = Controller(three_hosts, tmp_path)
-    yield found
-    left = found.left()
-    for name in left:
-        three_hosts.reboot(name)
-    assert left == {}
+__all__ = ["controller", "three_hosts"]
 
 
 def test_another_launch_of_the_same_name_does_not_replace_the_record(controller: Controller):

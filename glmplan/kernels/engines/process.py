@@ -17,6 +17,11 @@ from glmplan.kernels import run_as
 from glmplan.kernels.engines import FAILURE, PORT, PORT_MODES
 
 Result = TypeVar("Result")
+SHAPES = {
+    "index_n_heads": 32, "index_head_dim": 128, "index_topk": 2048, "kv_lora_rank": 512, "qk_rope_head_dim": 64,
+}  # fmt: skip
+"""GLM-5.2's, as its config.json and both engines name them: what the kernels are for."""
+OLDEST_SM = 80
 
 
 def port_mode() -> str:

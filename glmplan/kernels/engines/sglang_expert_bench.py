@@ -20,7 +20,7 @@ from glmplan.kernels.engines.sglang_expert_engine import Engine, limits
 from glmplan.kernels.engines.sglang_expert_tables import file_name, version_folder
 from glmplan.kernels.engines.sglang_tables import BLOCK, Config, allowed
 from glmplan.kernels.engines.sglang_tune_experts import Experts
-from glmplan.kernels.engines.sglang_tune_steps import AGREEMENT, engine_version, require_gpu, setting
+from glmplan.kernels.engines.sglang_tune_steps import AGREEMENT, engine_version, require_gpu, setting, tile
 
 PAIRS_HOT = 64
 """Token-expert pairs over all routings, at least: their weights are more than any L2 cache holds at GLM-5.2's sizes."""
@@ -147,9 +147,7 @@ class Case:
 
     def _first_that_runs(self, part: str) -> None:
         """The default; where it needs more than the GPU has, the smallest tile."""
-        small = {
-            "BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 32, "BLOCK_SIZE_K": 64, "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 2,
-        }  # fmt: skip
+        small = tile(16, 32, 64, 4) | {"num_stages": 2}
         refused = []
         for config in (self.default[part == "down"], small):
             try:

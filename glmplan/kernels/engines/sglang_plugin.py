@@ -20,17 +20,13 @@ try:
     from glmplan.errors import UnsupportedError
     from glmplan.kernels import packed
     from glmplan.kernels.engines import PORT, PortLine
-    from glmplan.kernels.engines.process import end_process, fatal_errors, port_mode, requested_sm, say
+    from glmplan.kernels.engines.process import OLDEST_SM, SHAPES, end_process, fatal_errors, port_mode, requested_sm, say
 except (ImportError, SyntaxError) as broken:  # the engine would log it and go on without us
     if os.environ.get("GLMPLAN_PORT", "").strip() != "off":
         os.write(2, f"glmplan port failed: glmplan is half-installed ({broken}). Install it again.\n".encode())
         os._exit(1)
     raise
 
-SHAPES = {
-    "index_n_heads": 32, "index_head_dim": 128, "index_topk": 2048, "kv_lora_rank": 512, "qk_rope_head_dim": 64,
-}  # fmt: skip
-OLDEST_SM = 80
 DENSE_PREFILL = "SGLANG_DSA_PREFILL_DENSE_ATTN_KV_LEN_THRESHOLD"
 SCHEDULER = "sglang.srt.managers.scheduler"
 

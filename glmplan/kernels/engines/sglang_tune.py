@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from glmplan.errors import GlmplanError, UsageError, WrongAnswersError
+from glmplan.kernels import run_as
 from glmplan.kernels.engines.sglang_expert_bench import ExpertBench
 from glmplan.kernels.engines.sglang_tables import BLOCK, Config, Table, file_name, read_table, whole
 from glmplan.kernels.engines.sglang_tune_experts import Experts, expert_shapes, parse_experts, tune_experts
@@ -243,12 +244,9 @@ def events(asked: argparse.Namespace) -> Iterator[Event]:
 
 
 def device_sm() -> int:
-    """89 for sm_89."""
-    import torch
-
+    """89 for sm_89; refused where the engine's kernels do not run."""
     require_gpu()
-    major, minor = torch.cuda.get_device_capability()
-    return int(10 * major + minor)
+    return run_as.device_sm()
 
 
 def sentence(event: Event) -> str:

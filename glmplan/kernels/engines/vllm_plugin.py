@@ -19,7 +19,7 @@ try:
     from glmplan.errors import UnsupportedError
     from glmplan.kernels import packed
     from glmplan.kernels.engines import PORT, PortLine
-    from glmplan.kernels.engines.process import fatal_errors, port_mode, requested_sm, say
+    from glmplan.kernels.engines.process import OLDEST_SM, SHAPES, fatal_errors, port_mode, requested_sm, say
     from glmplan.kernels.engines.vllm_versions import BACKEND, BACKEND_CLASS, BACKEND_FLAG, FP8_SM, VERSIONS, Release, Target
 except (ImportError, SyntaxError) as broken:  # the engine would log it and go on without us
     if os.environ.get("GLMPLAN_PORT", "").strip() != "off":
@@ -28,10 +28,7 @@ except (ImportError, SyntaxError) as broken:  # the engine would log it and go o
     raise
 
 ARCHITECTURE = "GlmMoeDsaForCausalLM"
-SHAPES = {
-    "index_n_heads": 32, "index_head_dim": 128, "index_topk": 2048, "kv_lora_rank": 512, "qk_rope_head_dim": 64,
-}  # fmt: skip
-OLDEST_SM, SERVED_FAMILIES = 80, (8, 9, 12)
+SERVED_FAMILIES = (8, 9, 12)
 
 _registered = _activated = False
 

@@ -308,16 +308,10 @@ def check_tables(version: str) -> None:
     import tempfile
 
     from glmplan.kernels.engines import sglang_tables
+    from glmplan.kernels.engines.sglang_tune_steps import tile
     from glmplan.kernels.engines.sglang_versions import VERSIONS as RELEASES
 
-    config = {
-        "BLOCK_SIZE_M": 16,
-        "BLOCK_SIZE_N": 64,
-        "BLOCK_SIZE_K": 128,
-        "GROUP_SIZE_M": 1,
-        "num_warps": 4,
-        "num_stages": 3,
-    }
+    config = tile(16, 64, 128, 4)
     module_name, name = RELEASES[version].block_fp8.path.rsplit(".", 1)
     module = importlib.import_module(module_name)
     sglang_tables._device_name = lambda: "A GPU"

@@ -24,6 +24,7 @@ import glmplan
 from glmplan.errors import UsageError
 from glmplan.kernels.engines import ENTRY_POINT, FAILURE, MARKER, SGLANG_GROUP, PortLine, parse_port_line
 from glmplan.kernels.engines.process import port_mode
+from glmplan.kernels.engines.sglang_tune_steps import tile
 from glmplan.kernels.packed import missing_files, packed
 from tests.contracts.wheels import WheelUnavailable, wheel
 
@@ -305,14 +306,7 @@ def test_tables_of_experts_are_used_where_the_port_serves_and_where_it_does_not(
     (package / "fused_moe_triton_config.py").write_text(textwrap.dedent(LOOKUP))
     (tmp_path / "configs/triton_3_1_0").mkdir(parents=True)
     name = "E=16,N=512,device_name=GPU,dtype=fp8_w8a8,block_shape=[128, 128].json"
-    config = {
-        "BLOCK_SIZE_M": 16,
-        "BLOCK_SIZE_N": 64,
-        "BLOCK_SIZE_K": 128,
-        "GROUP_SIZE_M": 1,
-        "num_warps": 4,
-        "num_stages": 3,
-    }
+    config = tile(16, 64, 128, 4)
     table = tmp_path / "configs/triton_3_1_0" / name
     table.write_text(json.dumps({"1": config}))
     code = f"""
