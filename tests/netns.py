@@ -14,9 +14,11 @@ import itertools
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +54,7 @@ class Network:
         self.ssh_config, self.known_hosts, self.key = folder / "ssh_config", folder / "known_hosts", folder / "id_ed25519"
         self.tag = f"gp{os.getpid():x}x{next(_serial)}"
         self._switch = Switch(self.tag)
+        self._timers: list[threading.Timer] = []
         public = folder / "id_ed25519.pub"
         self.hosts = {name: NetHost(name, f"{self.tag}-{name}", folder / name, public) for name in names}
         for name, found in (environment or {}).items():
@@ -119,9 +122,6 @@ class Network:
         """End the services that never answer."""
         self.hosts[name].unmute()
 
-    def _end_mute(self, host: NetHost) -> None:
-        host.unmute()
-
     def change_host_key(self, name: str, kind: str = "ed25519") -> None:
         """Give the host another key; known_hosts keeps the old one."""
         self.stop_sshd(name)
@@ -142,6 +142,13 @@ class Network:
         self.hosts[name].environment = dict(environment)
         self.stop_sshd(name)
         self.start_sshd(name)
+
+    def later(self, seconds: float, work: Callable[..., None], *words: Any) -> threading.Timer:
+        """Do one of these things in so many seconds, from a thread that `close` waits for: it must not outlive its host."""
+        timer = threading.Timer(seconds, work, words)
+        self._timers.append(timer)
+        timer.start()
+        return timer
 
     def small_disk(self, name: str, size_bytes: int) -> None:
         """Put the host's state on a disk of this size, until it reboots."""
@@ -183,6 +190,8 @@ class Network:
 
     def close(self) -> None:
         """Remove everything; safe to call when half of it was built."""
+        for timer in self._timers:
+            timer.join()
         for host in self.hosts.values():
             host.off()
         self._switch.close()

@@ -1,7 +1,7 @@
 """The meeting point of all ranks: they join, wait for one another, and learn when one is lost.
 
 It runs in threads of world rank 0's process, on the rendezvous port. Messages are lines of JSON. A rank that goes without a
-goodbye, or says nothing for `silent_s` seconds, is lost to all.
+goodbye, or says nothing for `silent_s` seconds, is lost to all; all hear of the first that was noticed, and of no other.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Hub:
         self._joined: dict[int, _Joined] = {}
         self._arrived: dict[str, set[int]] = {}
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = self._broken = False
         for work in (self._accept, self._beat):
             threading.Thread(target=work, daemon=True).start()
 
@@ -133,6 +133,13 @@ class Hub:
                     break
                 self._take(member, message)
         if member is not None and not member.leaving and not self._closed:
+            self._lose(member)
+
+    def _lose(self, member: _Joined) -> None:
+        """Tell all, unless they know of another: what follows a loss must not read as its cause."""
+        with self._lock:
+            first, self._broken = not self._broken, True
+        if first:
             self._tell({"lost": member.rank, "where": member.entry["address"]})
 
     def _join(self, sock: socket.socket, message: dict[str, Any]) -> _Joined | None:

@@ -120,7 +120,7 @@ def test_a_port_in_use_names_the_process(doctor: Doctor) -> None:
         assert found["ports", "h2"]["status"] == "ok"
         assert found["paths", "h1"]["status"] == "ok"  # what holds the port is reached
     finally:
-        doctor.hosts._end_mute(doctor.hosts["h1"])
+        doctor.hosts.unmute("h1")
 
 
 def test_a_host_that_is_down_is_told_and_the_others_are_judged(doctor: Doctor) -> None:

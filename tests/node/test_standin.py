@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import urllib.error
 import urllib.request
@@ -41,6 +42,7 @@ NODE = (
     "--node-rank {rank} --dist-init-addr 127.0.0.1:{rendezvous} --host 127.0.0.{own} --port {http} --context-length 32768 "
     "--config @FILES@/engine.yaml"
 )
+PEER_LOST = r"Connection closed by peer \[127\.0\.0\.1\] \(rank (\d)\)"
 LATE = "@NODE@ standin --tp-size 2 --nnodes 2 --node-rank 1 --dist-init-addr 127.0.0.1:{rendezvous}"
 
 
@@ -239,7 +241,7 @@ def test_a_rank_killed_at_load_ends_its_node_first_and_then_the_others(cluster: 
     for node in (0, 2):
         told = cluster.ended(node)
         assert told["exit_status"] == 1
-        assert "Connection closed by peer [127.0.0.1] (rank 3)" in told["log"]
+        assert set(re.findall(PEER_LOST, told["log"])) in ({"2"}, {"3"})
         assert told["processes"] == 0
 
 
@@ -263,9 +265,13 @@ def test_a_rank_killed_while_serving_ends_all(cluster: Cluster) -> None:
     cluster.start("die-serving:5:0.5")
     assert "Subprocess scheduler_1 (pid=" in cluster.ended(2)["log"]
     assert "crashed with exit code -9. Triggering SIGQUIT for cleanup..." in cluster.ended(2)["log"]
-    for node in (0, 1):
-        assert "(rank 5)" in cluster.ended(node)["log"]
-        assert cluster.poll(node)["processes"] == 0
+    lost = [
+        re.findall(r"Connection closed by peer \[127\.0\.0\.1\] \(rank (\d)\)", cluster.ended(node)["log"])
+        for node in (0, 1)
+    ]
+    assert len({rank for found in lost for rank in found}) == 1, lost
+    assert lost[0][0] in "45", "rank 4 ends with its node, and on a busy machine its end is noticed first"
+    assert [cluster.poll(node)["processes"] for node in (0, 1)] == [0, 0]
 
 
 def test_a_killed_head_ends_all(cluster: Cluster) -> None:

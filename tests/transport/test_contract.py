@@ -176,12 +176,9 @@ def real_silent(hosts: Network, to: Opener) -> Transport:
 
 
 def real_lost(hosts: Network, to: Opener) -> Transport:
-    import threading
-
     transport = to("h1", hosts)
     transport.run(["true"])
-    timer = threading.Timer(0.5, hosts.stop_sshd, ["h1", True])
-    timer.start()
+    hosts.later(0.5, hosts.stop_sshd, "h1", True)
     return transport
 
 

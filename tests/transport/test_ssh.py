@@ -463,8 +463,7 @@ def test_a_link_dropped_in_a_command(one_host: Network, opened: Opener, stdin: b
     """It ends by its time limit, also while input is being sent; the transport works again after the link does."""
     transport = opened("h1", one_host)
     transport.run(["true"])
-    timer = threading.Timer(0.3, one_host.drop_link, ["h1"])
-    timer.start()
+    one_host.later(0.3, one_host.drop_link, "h1")
     began = time.monotonic()
     with pytest.raises((TimedOutError, ConnectionLostError)):
         transport.run(["sh", "-c", "sleep 1; cat; sleep 60"], stdin=stdin, timeout_s=2)
@@ -479,8 +478,7 @@ def test_a_host_that_reboots(one_host: Network, opened: Opener) -> None:
     """The command is lost, the next one connects anew."""
     transport = opened("h1", one_host)
     transport.run(["true"])
-    timer = threading.Timer(0.3, one_host.reboot, ["h1"])
-    timer.start()
+    timer = one_host.later(0.3, one_host.reboot, "h1")
     with pytest.raises((ConnectionLostError, TimedOutError)):
         transport.run(["sleep", "60"], timeout_s=5)
     timer.join()
