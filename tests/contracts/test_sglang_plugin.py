@@ -16,8 +16,9 @@ import pytest
 from glmplan.kernels.engines import ENTRY_POINT, SGLANG_GROUP
 from glmplan.kernels.engines import sglang_expert_tables as experts
 from glmplan.kernels.engines.sglang_expert_engine import FUSED
+from glmplan.kernels.engines.sglang_stages import PARTITION
 from glmplan.kernels.engines.sglang_tables import file_name
-from glmplan.kernels.engines.sglang_versions import VERSIONS, Target
+from glmplan.kernels.engines.sglang_versions import VERSIONS, Release, Target
 from tests.contracts.wheels import WheelUnavailable, wheel
 
 pytestmark = pytest.mark.wheels
@@ -251,3 +252,13 @@ def test_without_a_down_table_both_gemms_take_the_same_tiles(version: str):
     looking = ast.unparse(function(version, f"{experts.LOOKUP}.get_moe_configs"))
     assert ("return up_configs" in looking) == (version == "0.5.23")
     assert "down_config or config" in ast.unparse(function(version, f"{FUSED}._fused_moe_kernel_sequence"))
+
+
+@pytest.mark.parametrize(("version", "release"), VERSIONS.items(), ids=VERSIONS)
+def test_top_k_is_sent_between_stages_where_the_table_says_so(version: str, release: Release):
+    forward = ast.unparse(function(version, "sglang.srt.models.deepseek_v2.DeepseekV2Model.forward"))
+    assert ("tensors['topk_indices'] = topk_indices" in forward) == release.relays_topk
+    if not release.relays_topk:
+        partition = function(version, "sglang.srt.distributed.utils.get_pp_indices")
+        assert [argument.arg for argument in partition.args.args] == ["num_hidden_layers", "pp_rank", "pp_size"]
+        assert PARTITION in ast.unparse(partition)

@@ -123,9 +123,11 @@ def activate(runner: Any) -> None:
         return
     require_servable(runner.model_config.hf_config, sm, backends)
     _activated = True
-    from glmplan.kernels.engines import sglang_hooks
+    from glmplan.kernels.engines import sglang_hooks, sglang_stages
 
     version = engine_version()
+    if not _release().relays_topk:
+        sglang_stages.require_own_topk(runner, version)
     os.environ[DENSE_PREFILL] = "0"  # the engine asks at every batch; on sm_90 and sm_100 it would go around us
     kv = kv_layout(runner, backends)
     replaced = sglang_hooks.install(_release().targets, version)

@@ -32,12 +32,14 @@ class Release(NamedTuple):
 
     serves   SMs where it runs GLM-5.2 without us
     backends values of --dsa-prefill-backend and --dsa-decode-backend that lead to our attention
+    relays_topk  a pipeline stage gets the top-k of the stage before it
     raw      --dsa-*-backend tilelang makes FP8 rows of 576 bytes; otherwise they are packed ones of 656
     block_fp8, moe_configs  where it looks tuned tables up; replaced where there are some
     """
 
     serves: frozenset[int]
     backends: tuple[str, ...]
+    relays_topk: bool
     raw: bool
     early: tuple[Target, ...]
     targets: tuple[Target, ...]
@@ -72,6 +74,7 @@ _MOE_TARGET = Target(
 SGLANG_0_5_13 = Release(
     serves=frozenset({90, 100, 103}),
     backends=("tilelang",),
+    relays_topk=False,
     raw=False,
     early=(_DEVICE_READY,),
     targets=(
@@ -113,6 +116,7 @@ SGLANG_0_5_13 = Release(
 SGLANG_0_5_23 = Release(
     serves=frozenset({90, 100, 103, 120, 121}),
     backends=("triton", "tilelang"),
+    relays_topk=True,
     raw=True,
     early=(
         _DEVICE_READY,

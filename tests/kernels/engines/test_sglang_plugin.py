@@ -16,6 +16,7 @@ import sys
 import textwrap
 import tomllib
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ from tests.contracts.wheels import WheelUnavailable, wheel
 ROOT = Path(__file__).resolve().parents[3]
 REAL = (
     "sglang/srt/plugins/__init__.py", "sglang/srt/plugins/hook_registry.py", "sglang/srt/environ.py",
-    "sglang/version.py", "sglang/_version.py",
+    "sglang/version.py", "sglang/_version.py", "sglang/srt/distributed/utils.py",
 )  # fmt: skip
 CONFIG = {"index_n_heads": 32, "index_head_dim": 128, "index_topk": 2048, "kv_lora_rank": 512, "qk_rope_head_dim": 64}
 STANDING_IN = {
@@ -42,9 +43,12 @@ STANDING_IN = {
     "sglang/srt/model_executor/__init__.py": "",
     "sglang/srt/model_executor/model_runner.py": """
         class ModelRunner:
+            pp_rank, pp_size = 0, 1
+
             def load_model(self):
                 return "loaded"
     """,
+    "sglang/srt/distributed/__init__.py": "",
     "sglang/srt/configs/__init__.py": "",
     "sglang/srt/debug_utils/__init__.py": "",
     "sglang/srt/debug_utils/cuda_coredump.py": "",
@@ -70,6 +74,7 @@ IN_A_SCHEDULER = """
     load_plugins()
     from sglang.srt.model_executor.model_runner import ModelRunner
     runner = ModelRunner()
+    runner.pp_rank, runner.pp_size = STAGE
     runner.model_config = Bag(hf_config=Bag(**CONFIG), num_attention_heads=64)
     print(runner.load_model())
 """
@@ -114,8 +119,15 @@ def run(site: Path, code: str, **environment: str) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
-def in_a_scheduler(site: Path, sm: int = 89, before: str = "", config: dict[str, int] = CONFIG, **environment: str):
-    code = IN_A_SCHEDULER.replace("SM", str(sm)).replace("CONFIG", json.dumps(config))
+def in_a_scheduler(
+    site: Path,
+    sm: int = 89,
+    before: str = "",
+    config: Mapping[str, int | str] = CONFIG,
+    stage: tuple[int, int] = (0, 1),
+    **environment: str,
+):
+    code = IN_A_SCHEDULER.replace("SM", str(sm)).replace("CONFIG", json.dumps(config)).replace("STAGE", str(stage))
     return run(site, textwrap.dedent(before) + textwrap.dedent(code), **environment)
 
 
@@ -249,6 +261,40 @@ def test_other_models_are_left_alone(engine: Path):
 def test_a_model_of_other_shapes_is_refused(engine: Path, version: str):
     result = in_a_scheduler(engine, config={**CONFIG, "index_n_heads": 64}, before=backends(version))
     assert "index_n_heads is 64; glmplan's kernels are for GLM-5.2's 32" in refusal(result, 4)
+
+
+SEVEN = {**CONFIG, "num_hidden_layers": 7, "index_topk_freq": 4, "index_skip_topk_offset": 3}
+"""Layers 3, 4 and 5 share the top-k of layer 2."""
+
+
+@pytest.mark.parametrize(
+    ("config", "stage", "cut", "next_step"),
+    [
+        (SEVEN, (1, 2), "3,4", "Begin it on layer 2 or 6 ("),
+        (SEVEN, (1, 2), "2,5", None),
+        (SEVEN, (0, 2), "3,4", None),
+        (SEVEN, (2, 3), "2,3,2", "Begin it on layer 2 or 6 ("),
+        (SEVEN, (1, 2), "3,3", None),  # does not add up: for the engine to say
+        ({**SEVEN, "index_topk_pattern": "FFFFSSF"}, (1, 2), "3,4", None),
+        ({**SEVEN, "index_topk_pattern": "FSSSSSS"}, (1, 2), "3,4", "Use one stage."),
+    ],
+)
+def test_a_stage_without_top_k_of_its_own_is_refused_before_its_weights_are_read(
+    engine: Path,
+    version: str,
+    config: Mapping[str, int | str],
+    stage: tuple[int, int],
+    cut: str,
+    next_step: str | None,
+):
+    result = in_a_scheduler(engine, before=backends(version), config=config, stage=stage, SGLANG_PP_LAYER_PARTITION=cut)
+    if version == "0.5.23" or next_step is None:  # goes on, to the targets that are not in the stand-in
+        assert f"SGLang {version} has no " in refusal(result, 4)
+        return
+    sentence = refusal(result, 4)
+    assert f"Pipeline stage {stage[0]} begins on layer " in sentence
+    assert "SGLang 0.5.13.post1 does not send it between stages" in sentence
+    assert next_step in sentence
 
 
 def test_backends_that_lead_elsewhere_are_refused(engine: Path, version: str):
