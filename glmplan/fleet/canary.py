@@ -42,6 +42,8 @@ AFTER_TOKENS = 2_304
 ANSWER_TOKENS = 1_024
 """A reasoning model that thinks in spite of being asked not to spends hundreds of tokens before a one-word answer."""
 SHORT_ANSWER_TOKENS = 64
+AN_ANSWER = "an answer"
+"""What a canary expected that got none."""
 TIE_NATS = 0.1
 """Two tokens whose log-probabilities lie this near may change places between equal runs: BF16 keeps 8 bits of a logit, which
 is 0.06 at logits of 16 to 32."""
@@ -135,7 +137,7 @@ def _one(name: str, settings: CanarySettings, server: Served, plain: Served | No
         raise
     except (GlmplanError, OSError) as error:
         words = error.message if isinstance(error, GlmplanError) else f"{type(error).__name__}: {error}"
-        return CanaryResult(name=name, status="fail", expected="an answer", got=words)
+        return CanaryResult(name=name, status="fail", expected=AN_ANSWER, got=words)
 
 
 def _question(server: Served, question: Question) -> CanaryResult:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from glmplan.errors import UnreachableError
@@ -197,6 +197,11 @@ def failure(nodes: Iterable[NodeView], limits: Limits, elapsed_s: float, now_s: 
             f"{limits.deadline_s:.0f} s were allowed.",
         )  # fmt: skip
     return _stall(nodes, limits, now_s)
+
+
+def failure_of_running(nodes: Iterable[NodeView], limits: Limits, now_s: float) -> Failure | None:
+    """A death or a lost host; a server that runs has no deadline and may be silent."""
+    return failure(nodes, replace(limits, deadline_s=float("inf"), stall_s=float("inf")), 0.0, now_s)
 
 
 def _stall(nodes: tuple[NodeView, ...], limits: Limits, now_s: float) -> Failure | None:

@@ -9,20 +9,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from glmplan.errors import NotHealthyError, WrongAnswersError
 from glmplan.facts.base import Frozen
 from glmplan.fleet.calibration import RankComparison, calibrations, compare, measure, save_calibration
-from glmplan.fleet.canary import CanaryResult, CanarySettings, run_canaries
+from glmplan.fleet.canary import AN_ANSWER, CanaryResult, CanarySettings, run_canaries
 from glmplan.fleet.deadline import LoadWork
 from glmplan.fleet.deployment import API_KEY_FILE, Deployment, save
 from glmplan.fleet.diagnosis import Diagnosis, diagnose, new_kernel_lines
-from glmplan.fleet.follow import Failure, Limits, NodeView, Snapshot, follow, poll_once
+from glmplan.fleet.follow import Failure, Limits, NodeView, Snapshot, failure_of_running, follow, poll_once
 from glmplan.fleet.hosts import Fleet
 from glmplan.fleet.start import Secrets, Started, StartError, start_all
 from glmplan.fleet.stop import HostStop, stop_all
+
+ENDING_S = 5.0
+"""An engine whose rank failed drops its connections first and ends a moment later."""
 
 
 class Observer(Protocol):
@@ -126,6 +129,13 @@ def launch(fleet: Fleet, deployment: Deployment, secrets: Secrets, judgement: Ju
             diagnosis = explain(fleet, deployment, seen, before)
             raise LaunchFailed(problem, diagnosis, stop_all(fleet, deployment.name))
         results = judge(fleet, deployment, judgement, observer)
+        bad = tuple(result for result in results if result.status == "fail")
+        died = death_while_asked(fleet, deployment, seen, judgement.limits, bad)
+        if died is not None:
+            diagnosis = explain(fleet, deployment, seen, before)
+            raise LaunchFailed(died, diagnosis, stop_all(fleet, deployment.name))
+        if bad:
+            raise AnswersWrong(results, stop_all(fleet, deployment.name))
     except (LaunchFailed, AnswersWrong, StartError):
         raise  # these have stopped what there was to stop
     except BaseException as error:  # Ctrl-C and defects alike leave nothing running that this launch started
@@ -165,13 +175,28 @@ def missing_port(deployment: Deployment, nodes: tuple[NodeView, ...]) -> Failure
 
 
 def judge(fleet: Fleet, deployment: Deployment, judgement: Judgement, observer: Observer) -> tuple[CanaryResult, ...]:
-    """Ask the canaries; a wrong answer stops every node."""
+    """Ask the canaries."""
     if judgement.canaries is None:
         return ()
-    results = run_canaries(head_ask(fleet, deployment), judgement.canaries, observer.judged)
-    if any(result.status == "fail" for result in results):
-        raise AnswersWrong(results, stop_all(fleet, deployment.name))
-    return results
+    return run_canaries(head_ask(fleet, deployment), judgement.canaries, observer.judged)
+
+
+def death_while_asked(
+    fleet: Fleet, deployment: Deployment, nodes: tuple[NodeView, ...], limits: Limits, bad: tuple[CanaryResult, ...]
+) -> Failure | None:
+    """A worker whose end explains the failed canaries: looked for at once, and for a while where no answer came at all."""
+    patience_s = ENDING_S if any(result.expected == AN_ANSWER for result in bad) else 0.0
+    began = time.monotonic()
+    while bad:
+        now = time.monotonic()
+        poll_once(fleet, deployment, nodes, now)
+        found = failure_of_running(nodes, limits, now)
+        if found is not None:
+            return replace(found, message=f"The server ended while it was asked the {bad[0].name} canary. {found.message}")
+        if now - began > patience_s:
+            break
+        time.sleep(0.5)
+    return None
 
 
 def kernel_logs(fleet: Fleet) -> dict[str, tuple[str, ...]]:

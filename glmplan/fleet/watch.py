@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from glmplan.errors import GlmplanError, NotHealthyError
 from glmplan.fleet.canary import CanarySettings, run_canaries
 from glmplan.fleet.deployment import Deployment
-from glmplan.fleet.follow import Failure, NodeView, failure, poll_once, views
+from glmplan.fleet.follow import failure_of_running, poll_once, views
 from glmplan.fleet.hosts import Fleet
 from glmplan.fleet.launch import Judgement, Observer, explain, head_ask, kernel_logs, launch
 from glmplan.fleet.start import Secrets
@@ -87,7 +87,7 @@ def _until_trouble(
     while True:
         now = time.monotonic()
         poll_once(fleet, deployment, nodes, now)
-        found = _trouble(nodes, judging, now)
+        found = failure_of_running(nodes, judging.limits, now)
         if found is not None:
             cause = explain(fleet, deployment, nodes, before)
             return f"{found.message} Cause on {cause.host}: {cause.cause}"
@@ -97,13 +97,6 @@ def _until_trouble(
             if wrong:
                 return wrong
         time.sleep(patience.poll_s)
-
-
-def _trouble(nodes: tuple[NodeView, ...], judging: Judgement, now_s: float) -> Failure | None:
-    """A death or a lost host; a running server has no deadline and may be silent."""
-    limits = judging.limits
-    endless = type(limits)(deadline_s=float("inf"), stall_s=float("inf"), lost_after_s=limits.lost_after_s)
-    return failure(nodes, endless, 0.0, now_s)
 
 
 def _wrong_answer(fleet: Fleet, deployment: Deployment) -> str | None:

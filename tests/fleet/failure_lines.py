@@ -10,6 +10,11 @@ OOM = (
 )
 
 COMMON = {
+    "kernel-port-failed": (
+        "joining",
+        "glmplan port failed: Pipeline stage 1 begins on layer 3, which shares the top-k of an earlier layer, and SGLang 0.5.13.post1 "
+        "does not send it between stages. Begin it on layer 2 or 6 (SGLANG_PP_LAYER_PARTITION counts layers per stage).",
+    ),
     "oom-loading": ("loading", OOM),
     "oom-pool": ("capturing", OOM),
     "oom-run": ("ready", OOM),

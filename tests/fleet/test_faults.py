@@ -185,6 +185,14 @@ def test_a_wrong_answer_is_exit_seven_and_stops_the_server(controller: Controlle
     assert "408" in ran.err
 
 
+def test_a_server_that_dies_while_it_is_asked_is_no_wrong_answer(controller: Controller):
+    ran = controller.launch(GLMPLAN_REHEARSE_FAULT="no-answer,die-serving:4:3")
+    assert ran.code == 6
+    assert "The server ended while it was asked the fact canary. The worker on h3 (node 2) ended" in ran.err
+    assert "h3, while serving:" in ran.err
+    assert "answers wrongly" not in ran.err
+
+
 def test_no_canary_is_said(controller: Controller):
     ran = controller.launch("--no-canary", GLMPLAN_REHEARSE_FAULT="wrong-answer")
     assert ran.code == 0
