@@ -5,7 +5,18 @@ site of SGLang 0.5.13.post1. The nodes are `local#0-1` and `local#2-3`: two loop
 node program, a state folder and a worker of its own. The checkpoint is the small one of the other proofs, with a
 tokenizer. Its text means nothing, so answers are judged by the `reference` canary: greedy tokens and log-probabilities that
 the one-GPU launch gave. For an engine that does not relay top-k between stages, a cut on a layer without an indexer is
-refused by the planner; forced past it by an environment variable, it must not end in a healthy launch.
+refused by the planner; forced past it by an environment variable, it must not end in a healthy launch. Every launch that
+has to fail says who is to notice (`caught_by` tells it from what launch printed), and it holds only when that one did.
+
+SGLang 0.5.13.post1 (below srt/) begins each stage without top-k (models/deepseek_v2.py:2437), gives none to a layer without
+an indexer (models/deepseek_common/attention_forward_methods/forward_mla.py:277-295), and its sparse attention cannot do
+without: the first batch of any kind raises on the first layer. So the cut is forced three times,
+- as it is: our plugin refuses it before the weights are read;
+- UNTRIED: without our plugin, and nothing is computed before the first request, so the engine says that it is ready, and
+  that request ends it;
+- RECOMPUTED: the stage's first layer is said to have an indexer, so it runs on weights that no file holds
+  (layers/quantization/fp8.py:436,472). The engine starts, captures, answers its own request, and is right up to 2,048
+  tokens, where all are chosen; beyond, it attends to the wrong ones.
 """
 
 from __future__ import annotations
@@ -13,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -37,22 +49,49 @@ WEIGHTS = (
     "--engine-arg",
     "triton",
 )
+FORCED = ("--engine-env", "SGLANG_PP_LAYER_PARTITION=3,4")
+UNTRIED = ("--kernel-port", "off", "--engine-arg=--disable-cuda-graph", "--engine-arg=--skip-server-warmup")
+RECOMPUTED = ("--engine-arg=--json-model-override-args", "--engine-arg", '{"index_topk_pattern": "FFFFSSF"}')
+"""The checkpoint's own pattern is FFFSSSF: layers 3 to 5 share the top-k of layer 2."""
+
+PLANNER, PLUGIN, ENGINE_START = "the planner", "our plugin, before the weights", "the engine, at its start"
+CANARY_ENDED, CANARY_WRONG = "the canary: its question ended the server", "the canary: a wrong answer"
+
+
+def caught_by(code: int | None, text: str) -> str | None:
+    """Who stopped a command, from its exit code and what it printed; None where nobody known did."""
+    unsent = "does not send it between stages" in text
+    if code == 2 and unsent:
+        return PLANNER
+    if code == 6 and ": ready" not in text:
+        return PLUGIN if unsent else ENGINE_START
+    if code == 6 and "The server ended while it was asked the " in text:
+        return CANARY_ENDED
+    if code == 7 and "reference expected 'the recorded tokens" in text:
+        return CANARY_WRONG
+    return None
 
 
 @dataclass
 class Step:
-    """One command: what was wanted of it and what it did."""
+    """One command: what was wanted of it and what it did. `catcher` is who was to stop it, where it was to be stopped."""
 
     name: str
     words: list[str]
     wanted: tuple[int, ...]
+    catcher: str | None = None
     code: int | None = None
     seconds: float = 0.0
     text: str = ""
 
     @property
     def holds(self) -> bool:
-        return self.code in self.wanted
+        return self.code in self.wanted and (self.catcher is None or self.caught_by == self.catcher)
+
+    @property
+    def caught_by(self) -> str | None:
+        """None where nothing was to be caught."""
+        return None if self.catcher is None else caught_by(self.code, self.text) or "nobody known"
 
 
 @dataclass
@@ -63,8 +102,8 @@ class Run:
     deadline: float
     steps: list[Step] = field(default_factory=list)
 
-    def glmplan(self, name: str, *words: str, wanted: tuple[int, ...] = (0,)) -> Step:
-        step = Step(name, list(words), wanted)
+    def glmplan(self, name: str, *words: str, wanted: tuple[int, ...] = (0,), catcher: str | None = None) -> Step:
+        step = Step(name, list(words), wanted, catcher)
         self.steps.append(step)
         begin = time.monotonic()
         state = {"XDG_STATE_HOME": str(self.setting.work / "state"), "COLUMNS": "140", "PYTHONUNBUFFERED": "1"}
@@ -78,7 +117,8 @@ class Run:
         except subprocess.TimeoutExpired as error:
             step.text = f"{(error.stdout or b'').decode(errors='replace')}\nno time was left"
         step.seconds = round(time.monotonic() - begin, 1)
-        print(f"{name}: exit {step.code} after {step.seconds} s", flush=True)
+        caught = f", caught by {step.caught_by}" if step.catcher else ""
+        print(f"{name}: exit {step.code} after {step.seconds} s{caught}", flush=True)
         return step
 
 
@@ -114,7 +154,7 @@ def cuts(run: Run, silent: tuple[str, ...]) -> None:
     hosts = ("--hosts", "local#0-1,local#2-3")
     run.glmplan(
         "cut on a shared layer: size", "size", "--gpus", "4x h200", "--nodes", "2", "--model-path", str(model),
-        "--pin", "tp=2,pp=2,nodes=2,stages=3/4", *own, "--kernel-port", "force", wanted=(2,),
+        "--pin", "tp=2,pp=2,nodes=2,stages=3/4", *own, "--kernel-port", "force", wanted=(2,), catcher=PLANNER,
     )  # fmt: skip
     run.glmplan("0.5.13, one GPU: launch", "launch", "--hosts", "local#0", "--name", "old", "--no-canary", *common)
     run.glmplan(
@@ -124,9 +164,15 @@ def cuts(run: Run, silent: tuple[str, ...]) -> None:
     judged = ("--canary-reference", str(out), "--canaries", "reference", "--pin", "tp=2,pp=2,nodes=2,stages=2/5")
     run.glmplan("0.5.13, legal cut: launch", "launch", *hosts, "--name", "legal", *judged, *common)
     run.glmplan("0.5.13, legal cut: stop", "stop", "legal")
-    forced = ("--engine-env", "SGLANG_PP_LAYER_PARTITION=3,4")
-    run.glmplan("0.5.13, forced cut: launch", "launch", *hosts, "--name", "forced", *judged, *common, *forced, wanted=(6, 7))
-    run.glmplan("0.5.13, forced cut: stop", "stop", "forced")
+    attempts = (
+        ("forced", (), 6, PLUGIN),
+        ("untried", UNTRIED, 6, CANARY_ENDED),
+        ("recomputed", RECOMPUTED, 7, CANARY_WRONG),
+    )
+    for name, more, code, catcher in attempts:
+        words = ("launch", *hosts, "--name", name, *judged, *common, *FORCED, *more)  # of an option twice, the later counts
+        run.glmplan(f"0.5.13, {name} cut: launch", *words, wanted=(code,), catcher=catcher)
+        run.glmplan(f"0.5.13, {name} cut: stop", "stop", name)
 
 
 def memory_left() -> list[str]:
@@ -139,8 +185,8 @@ def write(out: Path, name: str, run: Run, before: list[str], after: list[str]) -
     home = str(Path.home())
     holds = bool(run.steps) and all(step.holds for step in run.steps) and before == after
     steps = [
-        {"name": s.name, "command": "glmplan " + " ".join(s.words).replace(home, "~"), "wanted": s.wanted, "exit": s.code,
-         "seconds": s.seconds, "holds": s.holds}
+        {"name": s.name, "command": "glmplan " + shlex.join(s.words).replace(home, "~"), "wanted": s.wanted, "exit": s.code,
+         "seconds": s.seconds, "holds": s.holds} | ({"caught_by": s.caught_by} if s.catcher else {})
         for s in run.steps
     ]  # fmt: skip
     verdict: Mapping[str, Any] = {"holds": holds, "memory_before": before, "memory_after": after, "steps": steps}
@@ -152,11 +198,9 @@ def write(out: Path, name: str, run: Run, before: list[str], after: list[str]) -
     text = [f"{name}: {'holds' if holds else 'DOES NOT HOLD'}", json.dumps(record["setting"])]
     text += [f"GPU memory before {before}, after {after}"]
     for step in run.steps:
-        text += [
-            f"\n## {step.name}: exit {step.code}, wanted {step.wanted}, {step.seconds} s",
-            f"$ glmplan {' '.join(step.words)}",
-        ]
-        text += [step.text]
+        text += [f"\n## {step.name}: exit {step.code}, wanted {step.wanted}, {step.seconds} s"]
+        text += [f"caught by {step.caught_by}; wanted {step.catcher}"] if step.catcher else []
+        text += [f"$ glmplan {shlex.join(step.words)}", step.text]
     (out / f"{name}.txt").write_text("\n".join(text).replace(home, "~") + "\n")
     return holds
 
