@@ -16,7 +16,7 @@ import pytest
 from glmplan.kernels.engines import ENTRY_POINT, SGLANG_GROUP
 from glmplan.kernels.engines import sglang_expert_tables as experts
 from glmplan.kernels.engines.sglang_expert_engine import FUSED
-from glmplan.kernels.engines.sglang_stages import PARTITION
+from glmplan.kernels.engines.sglang_plugin import PARTITION
 from glmplan.kernels.engines.sglang_tables import file_name
 from glmplan.kernels.engines.sglang_versions import VERSIONS, Release, Target
 from tests.contracts.wheels import WheelUnavailable, wheel

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 try:
@@ -29,6 +30,7 @@ except (ImportError, SyntaxError) as broken:  # the engine would log it and go o
 
 DENSE_PREFILL = "SGLANG_DSA_PREFILL_DENSE_ATTN_KV_LEN_THRESHOLD"
 SCHEDULER = "sglang.srt.managers.scheduler"
+PARTITION = "SGLANG_PP_LAYER_PARTITION"
 
 _activated = False
 _tabled = False
@@ -123,11 +125,11 @@ def activate(runner: Any) -> None:
         return
     require_servable(runner.model_config.hf_config, sm, backends)
     _activated = True
-    from glmplan.kernels.engines import sglang_hooks, sglang_stages
+    from glmplan.kernels.engines import sglang_hooks
 
     version = engine_version()
-    if not _release().relays_topk:
-        sglang_stages.require_own_topk(runner, version)
+    if runner.pp_size > 1 and not _release().relays_topk:
+        require_own_topk(runner, version)
     os.environ[DENSE_PREFILL] = "0"  # the engine asks at every batch; on sm_90 and sm_100 it would go around us
     kv = kv_layout(runner, backends)
     replaced = sglang_hooks.install(_release().targets, version)
@@ -161,6 +163,18 @@ def require_servable(config: Any, sm: int, backends: tuple[str | None, str | Non
                 f"{flag} is {backend}, which runs the engine's own attention; glmplan's kernels serve {' and '.join(ours)}.",
                 f"Set both --dsa-*-backend flags to {ours[0]}, or {PORT}=off.",
             )
+
+
+def require_own_topk(runner: Any, version: str) -> None:
+    """The stage of this rank begins on a layer that selects tokens by itself."""
+    from sglang.srt.distributed.utils import get_pp_indices
+
+    from glmplan.kernels.engines import stages
+
+    config = runner.model_config.hf_config
+    with suppress(ValueError):  # a partition that does not add up: the engine's own words name it
+        first, _ = get_pp_indices(config.num_hidden_layers, runner.pp_rank, runner.pp_size)
+        stages.require_own_topk(config, runner.pp_rank, first, f"SGLang {version}", PARTITION)
 
 
 def chosen_backends(runner: Any) -> tuple[str | None, str | None]:
