@@ -124,6 +124,7 @@ def activate(runner: Any) -> None:
     if sm is None or not acts(mode, sm, backends):
         return
     require_servable(runner.model_config.hf_config, sm, backends)
+    require_served_drafts(runner)
     _activated = True
     from glmplan.kernels.engines import sglang_hooks
 
@@ -163,6 +164,21 @@ def require_servable(config: Any, sm: int, backends: tuple[str | None, str | Non
                 f"{flag} is {backend}, which runs the engine's own attention; glmplan's kernels serve {' and '.join(ours)}.",
                 f"Set both --dsa-*-backend flags to {ours[0]}, or {PORT}=off.",
             )
+
+
+def require_served_drafts(runner: Any) -> None:
+    """Drafts of the MTP layer run through the replaced backend, too."""
+    try:
+        from sglang.srt.runtime_context import get_spec
+
+        backend = get_spec().speculative_draft_attention_backend
+    except ImportError:
+        backend = runner.server_args.speculative_draft_attention_backend
+    if backend not in (None, "dsa", "nsa"):  # one and its old name
+        raise UnsupportedError(
+            f"--speculative-draft-attention-backend is {backend}, which leaves glmplan's kernels; they serve dsa.",
+            f"Leave this flag out, or set {PORT}=off.",
+        )
 
 
 def require_own_topk(runner: Any, version: str) -> None:

@@ -61,7 +61,9 @@ STANDING_IN = {
     "sglang/srt/runtime_context.py": """
         from types import SimpleNamespace as Bag
         KERNEL = Bag(dsa_prefill_backend="triton", dsa_decode_backend="triton")
+        DRAFT = None
         def get_exec(): return Bag(kernel=KERNEL)
+        def get_spec(): return Bag(speculative_draft_attention_backend=DRAFT)
         def get_model(): return Bag(kv_cache_dtype="fp8_e4m3")
         def get_parallel(): return Bag(attn_tp_size=8)
     """,
@@ -302,6 +304,12 @@ def test_backends_that_lead_elsewhere_are_refused(engine: Path, version: str):
     assert "--dsa-prefill-backend is flashmla_kv" in refusal(result, 4)
 
 
+def test_drafts_on_another_backend_are_refused(engine: Path, version: str):
+    chosen = "chosen.speculative_draft_attention_backend = 'fa3'\n" if version != "0.5.23" else "c.DRAFT = 'fa3'\n"
+    sentence = refusal(in_a_scheduler(engine, before=backends(version) + chosen), 4)
+    assert "--speculative-draft-attention-backend is fa3, which leaves glmplan's kernels; they serve dsa." in sentence
+
+
 def test_a_gpu_that_is_too_old_is_refused(engine: Path, version: str):
     assert "sm_75" in refusal(in_a_scheduler(engine, sm=75, before=backends(version)), 4)
 
@@ -414,7 +422,8 @@ def backends(version: str, name: str = "") -> str:
         "import sys; sys.modules['sglang.srt.runtime_context'] = None\n"
         "from types import SimpleNamespace as Bag\n"
         "import sglang.srt.model_executor.model_runner as m\n"
-        f"chosen = Bag(dsa_prefill_backend={name!r}, dsa_decode_backend={name!r}, kv_cache_dtype='bfloat16')\n"
+        f"chosen = Bag(dsa_prefill_backend={name!r}, dsa_decode_backend={name!r}, kv_cache_dtype='bfloat16', "
+        "speculative_draft_attention_backend=None)\n"
         "m.ModelRunner.server_args = chosen\n"
     )
 
