@@ -1,7 +1,8 @@
 """How is a real engine started on a few GPUs, asked, and put away again, whatever happens to any one server?
 
 A server is one process group on one GPU with its own log. Servers start in waves and run side by side; one that fails leaves
-its reason in its outcome and does not stop the others; at the deadline everything that runs is killed.
+its reason in its outcome and does not stop the others; at the deadline, or when this process is asked to end, everything
+that runs is killed, and what was answered until then is written and judged.
 The engine is found through SITE (a folder of packages, default ~/site); this checkout's package goes beside it as an
 installed one, with the entry point that the engine looks for. So that several scripts can run side by side, each may have
 PROOF_GPUS (numbers, `0,1`; default all), PROOF_PORT (its first port, default 10000) and PROOF_WORK (default ~/proof).
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,9 +23,10 @@ import tempfile
 import threading
 import time
 import tomllib
+import traceback
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,9 @@ ROOT = Path(__file__).resolve().parents[2]
 MARKER, FAILURE = "glmplan port:", "glmplan port failed:"
 OWN = ("GLMPLAN_", "SGLANG_", "VLLM_")  # variables that no server inherits
 FIRST_PORT, PORT_STEP = 10000, 300
+WAVE_SHARE = 0.4
+"""Of the seconds: as long do the others wait for the first wave."""
+COMPLAINT = re.compile(r"\b[A-Z]\w*Error\b|\berror:|port failed|out of memory|No space left")
 BASE = {
     "SGLANG_DSA_PREFILL_DENSE_ATTN_KV_LEN_THRESHOLD": "0",
     "SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0",
@@ -116,13 +122,19 @@ class Outcome:
     port_lines: list[str] = field(default_factory=list)
     result: dict[str, Any] | None = None
     error: str | None = None
+    complaints: list[str] = field(default_factory=list)
+
+
+class Ended(BaseException):
+    """This process was asked to end."""
 
 
 class Client:
-    """The HTTP side of one server."""
+    """The HTTP side of one server. `found` is where a task may put what it has so far: it stays when the task fails."""
 
     def __init__(self, http_port: int, deadline: float) -> None:
         self.url, self.deadline = f"http://127.0.0.1:{http_port}", deadline
+        self.found: dict[str, Any] = {}
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
@@ -160,8 +172,11 @@ class Server:
         words = setting.engine.words(setting, setting.models[job.model], self.http_port)
         self.command = [sys.executable, "-m", *words, *job.flags]
         self.process: subprocess.Popen[bytes] | None = None
+        self.closed = False
 
     def start(self) -> None:
+        if self.closed:
+            raise RuntimeError("the run was over before it started")
         path = os.pathsep.join([str(self.setting.plugin), str(self.setting.site)])
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -180,6 +195,7 @@ class Server:
             time.sleep(1.0)
 
     def stop(self) -> None:
+        self.closed = True
         if self.process is None:
             return
         for sent in (signal.SIGTERM, signal.SIGKILL):
@@ -194,10 +210,16 @@ class Server:
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return [line for line in text.splitlines() if beginning in line]
 
+    def complaints(self) -> list[str]:
+        """The log's last lines that name an error, each once."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        found = dict.fromkeys(line.strip()[-400:] for line in text.splitlines() if COMPLAINT.search(line))
+        return [line.replace(str(Path.home()), "~") for line in list(found)[-6:]]
+
 
 @dataclass(frozen=True)
 class Setting:
-    """Where everything is; `prepare` makes it."""
+    """Where everything is; `prepare` makes it. Deadlines count from `begun`, the start of `prepare`."""
 
     version: str
     site: Path
@@ -207,11 +229,12 @@ class Setting:
     work: Path
     gpus: tuple[int, ...]
     engine: Engine = SGLANG
+    begun: float = field(default_factory=time.monotonic)
 
 
 def prepare(models: Mapping[str, Sequence[str]], engine: Engine = SGLANG) -> Setting:
     """Checkpoints, the installed-looking package and folders; versions are read from the site."""
-    home = Path.home()
+    begun, home = time.monotonic(), Path.home()
     site, work = Path(os.environ.get("SITE", home / "site")), Path(os.environ.get("PROOF_WORK", home / "proof"))
     work.mkdir(parents=True, exist_ok=True)
     logs = Path(tempfile.mkdtemp(prefix="logs-", dir=work))
@@ -221,7 +244,7 @@ def prepare(models: Mapping[str, Sequence[str]], engine: Engine = SGLANG) -> Set
     version = found.name.removesuffix(".dist-info").split("-")[1]
     plugin = install_beside(work / "plugin", engine)
     made = {name: make_model(work / f"model-{name}", options) for name, options in models.items()}
-    return Setting(version, site, plugin, made, logs, work, visible_gpus(), engine)
+    return Setting(version, site, plugin, made, logs, work, visible_gpus(), engine, begun)
 
 
 def visible_gpus() -> tuple[int, ...]:
@@ -268,7 +291,8 @@ def distribution(folder: Path, name: str, version: str, entry_points: str) -> No
 def run(jobs: Sequence[Job], setting: Setting, seconds: float, per_gpu: int = 1, first_wave: int = 0) -> dict[str, Outcome]:
     """Every job on one of the GPUs, `per_gpu` side by side, GPUs dealt in turn; the first `first_wave` start alone, so
     that the others find kernels compiled."""
-    deadline = time.monotonic() + seconds
+    deadline = setting.begun + seconds
+    wave_ends = time.monotonic() + WAVE_SHARE * (deadline - time.monotonic())
     room = {gpu: threading.Semaphore(per_gpu) for gpu in setting.gpus}
     servers = [Server(job, setting.gpus[number % len(room)], number, setting) for number, job in enumerate(jobs)]
     outcomes = {
@@ -279,19 +303,52 @@ def run(jobs: Sequence[Job], setting: Setting, seconds: float, per_gpu: int = 1,
     def serve(number: int, server: Server) -> None:
         if number >= first_wave:
             for event in warm:
-                event.wait(max(deadline - time.monotonic(), 0))
+                event.wait(max(wave_ends - time.monotonic(), 0))
         ready = warm[number] if number < first_wave else threading.Event()
         with room[server.gpu]:
             attempt(server, outcomes[server.job.name], deadline, ready)
 
     threads = [threading.Thread(target=serve, args=pair, daemon=True) for pair in enumerate(servers)]
+    try:
+        with told_to_end():
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(max(deadline + 15 - time.monotonic(), 0))
+    except Ended:
+        print("asked to end before all was done", flush=True)
+    finally:
+        stop_all(servers)
+    for outcome in outcomes.values():
+        if outcome.result is None and outcome.error is None:
+            outcome.error = "it was not done when the run ended"
+    return outcomes
+
+
+@contextlib.contextmanager
+def told_to_end() -> Iterator[None]:
+    """SIGTERM raises Ended here, where signals reach this thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise Ended
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stop_all(servers: Sequence[Server]) -> None:
+    """All at once: one alone may take ten seconds."""
+    threads = [threading.Thread(target=server.stop, daemon=True) for server in servers]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(max(deadline + 15 - time.monotonic(), 0))
-    for server in servers:
-        server.stop()
-    return outcomes
+        thread.join(15)
 
 
 def attempt(server: Server, outcome: Outcome, deadline: float, ready: threading.Event) -> None:
@@ -305,14 +362,29 @@ def attempt(server: Server, outcome: Outcome, deadline: float, ready: threading.
         outcome.started_s = round(time.monotonic() - begin, 1)
         print(f"{outcome.name}: healthy after {outcome.started_s} s on GPU {outcome.gpu}", flush=True)
         ready.set()
-        outcome.result = server.job.task(Client(server.http_port, deadline))
+        client = Client(server.http_port, deadline)
+        try:
+            outcome.result = server.job.task(client)
+        finally:
+            outcome.result = outcome.result or client.found or None
     except Exception as error:
         outcome.error = f"{type(error).__name__}: {error}"[:1000]
     finally:
         ready.set()
         server.stop()
         outcome.port_lines = [*server.lines(MARKER), *server.lines(FAILURE)]
-        print(f"{outcome.name}: {outcome.error or 'done'} after {time.monotonic() - begin:.0f} s", flush=True)
+        outcome.complaints = server.complaints() if outcome.error else []
+        said = [f"{outcome.name}: {outcome.error or 'done'} after {time.monotonic() - begin:.0f} s", *outcome.complaints]
+        print("\n  ".join(said), flush=True)
+
+
+def judged(verdict: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The verdict, or that there is none: answers and logs are written either way."""
+    try:
+        return verdict()
+    except Exception as error:
+        lines = [f"not judged, {type(error).__name__}: {error}", *traceback.format_exc().splitlines()]
+        return {"holds": False, "lines": lines}
 
 
 def write(out: Path, name: str, setting: Setting, outcomes: Mapping[str, Outcome], verdict: Mapping[str, Any]) -> None:
@@ -327,7 +399,9 @@ def write(out: Path, name: str, setting: Setting, outcomes: Mapping[str, Outcome
     (out / f"{name}.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
     lines = [f"{name}: {'holds' if verdict.get('holds') else 'DOES NOT HOLD'}", json.dumps(record["setting"])]
     lines += [f"  {line}" for line in verdict.get("lines", [])]
-    lines += [f"{item.name}: {item.error or f'up after {item.started_s} s'}" for item in outcomes.values()]
+    for item in outcomes.values():
+        lines.append(f"{item.name}: {item.error or f'up after {item.started_s} s'}")
+        lines += [f"    {line}" for line in item.complaints]
     lines += sorted({line[line.index("glmplan port") :] for item in outcomes.values() for line in item.port_lines})
     (out / f"{name}.txt").write_text("\n".join(lines) + "\n")
     print("\n".join(lines), flush=True)
@@ -358,14 +432,21 @@ def pack(archive: Path, logs: Iterable[Path], tail_bytes: int = 400_000) -> None
 
 
 def versions(setting: Setting) -> dict[str, str]:
-    asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    gpu = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip().splitlines()
+    gpu = said(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], {}).splitlines()
     code = "import torch, triton; print(torch.__version__, triton.__version__)"
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(setting.site)},
-    ).stdout.split()  # fmt: skip
+    found = said([sys.executable, "-c", code], {"PYTHONPATH": str(setting.site)}).split()
     return {
         setting.engine.name: setting.version, "gpu": f"{len(gpu)}x {gpu[0]}" if gpu else "none",
         "torch": found[0] if found else "?", "triton": found[1] if found else "?", "python": sys.version.split()[0],
     }  # fmt: skip
+
+
+def said(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What a command prints; nothing where it fails or takes a minute."""
+    try:
+        ran = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **environment}
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return ran.stdout.strip()

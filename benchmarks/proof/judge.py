@@ -9,9 +9,10 @@ Two servers are compared over the same prompts by
 - agreement                 share of generated tokens before the first that differs.
 Noise is the larger distance of (stock, stock again) and (stock, the engine's other kernels): two right ways to compute. A
 port holds within twice the noise, or within FLOOR where the noise is smaller still: bf16 rounding of one layer moves a
-log-probability by about that much. Where the stock kernel is itself the coarser one (NO_FARTHER), both are measured from a
-server with BF16 rows, and a port may be as far from it as stock is, and a tenth more. A control whose attention is wrong on
-purpose must not hold, or the comparison proves nothing.
+log-probability by about that much. Where the stock kernel is itself the coarser one, all are measured from a server with
+BF16 rows: a port holds within twice the distance of another right kernel with BF16 rows, or a tenth beyond the coarse one's
+(NO_FARTHER), whichever is more. A control whose attention is wrong on purpose must not hold, or the comparison proves
+nothing.
 """
 
 from __future__ import annotations
@@ -62,10 +63,11 @@ def quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(int(len(values) * share), len(values) - 1)] if values else 0.0
 
 
-def limits(noise: Sequence[Distance], factor: float = FACTOR) -> Distance:
-    """What a port may be away from stock."""
-    allowed = {name: max(factor * max(one[name] for one in noise), floor) for name, floor in FLOOR.items()}
-    return allowed | {"agreement": min(one["agreement"] for one in noise) - AGREEMENT_SLACK}
+def limits(noise: Sequence[Distance], coarse: Sequence[Distance] = ()) -> Distance:
+    """What a port may be away from stock, or from the better one that all are measured from."""
+    scaled = [(FACTOR, one) for one in noise] + [(NO_FARTHER, one) for one in coarse]
+    allowed = {name: max(floor, *(factor * one[name] for factor, one in scaled)) for name, floor in FLOOR.items()}
+    return allowed | {"agreement": min(one["agreement"] for _, one in scaled) - AGREEMENT_SLACK}
 
 
 def exceeded(found: Distance, allowed: Distance) -> list[str]:
@@ -76,13 +78,15 @@ def exceeded(found: Distance, allowed: Distance) -> list[str]:
 
 def judge_agreement(
     noise: Mapping[str, Distance], ports: Mapping[str, Distance], controls: Mapping[str, Distance], prompts: int,
-    factor: float = FACTOR,
+    coarse: Mapping[str, Distance] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The verdict over one KV format: every distance is from the stock server, or all from a better one (NO_FARTHER)."""
-    if not noise or not ports:
+    """The verdict over one KV format: every distance is from the stock server, or all from a better one (`coarse`)."""
+    coarse = coarse or {}
+    if not (noise or coarse) or not ports:
         return {"holds": False, "lines": ["nothing to compare: a stock or a port server gave no answers"]}
-    allowed = limits(list(noise.values()), factor)
+    allowed = limits(list(noise.values()), list(coarse.values()))
     lines = [f"{name:<12} {text(found)}  noise" for name, found in noise.items()]
+    lines += [f"{name:<12} {text(found)}  the engine's coarser kernel" for name, found in coarse.items()]
     lines.append(f"{'allowed':<12} {text(allowed)}")
     holds = True
     for name, found in ports.items():
@@ -94,7 +98,7 @@ def judge_agreement(
         holds &= seen
         lines.append(f"{name:<12} {text(found)}  {'wrong on purpose, noticed' if seen else 'wrong on purpose, NOT NOTICED'}")
     found = {"holds": holds, "noise": noise, "allowed": allowed, "ports": ports, "controls": controls, "lines": lines}
-    return found if factor == FACTOR else found | {"factor": factor}
+    return found | ({"coarse": coarse} if coarse else {})
 
 
 def text(found: Distance) -> str:
@@ -121,7 +125,7 @@ def rejudge(record: Mapping[str, Any]) -> bool:
         again: Mapping[str, Any] = part
         if "noise" in part:
             groups = (part["noise"], part["ports"], part["controls"])
-            again = judge_agreement(*groups, record["verdict"]["prompts"], part.get("factor", FACTOR))
+            again = judge_agreement(*groups, record["verdict"]["prompts"], part.get("coarse"))
         elif "stock" in part:
             again = judge_speed(part["stock"], part["port"])
         holds &= bool(again["holds"]) and bool(part["holds"])

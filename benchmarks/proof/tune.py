@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +29,36 @@ ROWS = "1,256"
 USED = "glmplan tables: "
 
 
-def make_tables(setting: Setting, seconds: float) -> tuple[list[dict[str, Any]], str]:
-    """The tuner's events, and what went wrong."""
+def make_tables(setting: Setting, seconds: float) -> tuple[list[dict[str, Any]], list[str]]:
+    """The tuner's events, and what went wrong; GEMMs and experts one after the other, so that either can fail alone."""
+    deadline = time.monotonic() + seconds
+    events, wrong = [], []
+    for kind, asked in (("gemm", ("--shapes", *SHAPES)), ("experts", ("--experts", *EXPERTS))):
+        said, told = setting.logs / f"tune-{kind}.log", setting.logs / f"tune-{kind}-events.log"
+        ended = tuner(setting, asked, said, told, max(deadline - time.monotonic(), 1.0))
+        if ended:
+            wrong.append(f"{kind}: {ended}: " + " | ".join(said.read_text(errors="replace").splitlines()[-5:]))
+        whole = [line for line in told.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
+        events += list(map(json.loads, whole))
+    return events, wrong
+
+
+def tuner(setting: Setting, asked: Sequence[str], said: Path, told: Path, seconds: float) -> str:
+    """Runs it; how it ended otherwise than well."""
     path = os.pathsep.join([str(setting.plugin), str(setting.site)])
     command = [
         sys.executable, "-m", "glmplan.kernels.engines.sglang_tune", "--out", str(setting.work / "tuned"), "--rows", ROWS,
-        "--quick", "--json-lines", "--shapes", *SHAPES, "--experts", *EXPERTS,
+        "--quick", "--json-lines", *asked,
     ]  # fmt: skip
-    said, told = setting.logs / "tune.log", setting.logs / "tune-events.log"
     with said.open("w") as log, told.open("w") as out:
         try:
             ran = subprocess.run(
                 command, stdout=out, stderr=log, timeout=seconds, cwd=setting.work, check=False,
                 env={**harness.inherited(), "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": str(setting.gpus[0])},
             )  # fmt: skip
-            wrong = "" if ran.returncode == 0 else f"the tuner ended with {ran.returncode}"
         except subprocess.TimeoutExpired:
-            wrong = f"the tuner was cut after {seconds:.0f} s"
-    if wrong:
-        wrong += ": " + " | ".join(said.read_text(errors="replace").splitlines()[-5:])
-    return [json.loads(line) for line in told.read_text().splitlines() if line.startswith("{")], wrong
+            return f"cut after {seconds:.0f} s"
+    return "" if ran.returncode == 0 else f"ended with {ran.returncode}"
 
 
 def sentence(event: dict[str, Any]) -> str:
@@ -55,6 +66,12 @@ def sentence(event: dict[str, Any]) -> str:
     size = f"{event['n']}x{event['k']}" if event["experts"] is None else f"{event['experts']}x{event['n']}x{event['k']}"
     default, tuned = event["default_us"], event["tuned_us"]
     return f"{size} rows {event['rows']}: {default:.1f} -> {tuned:.1f} us, {default / tuned:.2f}x"
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """What names those that were made: a server refuses a folder that has none."""
+    found = {"GLMPLAN_TUNED_DIR": any(folder.glob("*.json")), "SGLANG_MOE_CONFIG_DIR": (folder / "configs").is_dir()}
+    return {name: str(folder) for name, there in found.items() if there}
 
 
 def ask(client: Client) -> dict[str, Any]:
@@ -72,10 +89,8 @@ def main() -> int:
     events, wrong = make_tables(setting, asked.seconds * 0.6)
     tuned_s = time.monotonic() - begin
     port = BACKENDS[setting.version]["bf16"][2]
-    tables = str(setting.work / "tuned")
-    environment = {"GLMPLAN_PORT": "force", "GLMPLAN_TUNED_DIR": tables, "SGLANG_MOE_CONFIG_DIR": tables}
-    job = Job("tuned", flags("bf16", port), ask, environment)
-    outcomes = harness.run([job], setting, asked.seconds - tuned_s)
+    environment = {"GLMPLAN_PORT": "force", **tables(setting.work / "tuned")}
+    outcomes = harness.run([Job("tuned", flags("bf16", port), ask, environment)], setting, asked.seconds)
     log = setting.logs / "tuned.log"
     said = log.read_text(errors="replace").splitlines() if log.exists() else []
     used = sorted({line[line.index(USED) :].replace(str(Path.home()), "~") for line in said if USED in line})
@@ -84,7 +99,7 @@ def main() -> int:
     gemms = [line for line in used if "/N=" in line]
     experts = [line for line in used if f"/{SERVED}" in line]
     holds = done == wanted and len(gemms) >= 2 and len(experts) == 2 and outcomes["tuned"].error is None
-    lines = [f"{done} of {wanted} shapes in {tuned_s:.0f} s", *([wrong] if wrong else [])]
+    lines = [f"{done} of {wanted} shapes in {tuned_s:.0f} s", *wrong]
     lines += [sentence(event) for event in events if event["kind"] == "rows"] + used
     verdict = {"holds": holds, "events": events, "lines": lines}
     harness.write(asked.out, f"tune-{setting.version}", setting, outcomes, verdict)

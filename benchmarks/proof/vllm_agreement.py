@@ -10,13 +10,15 @@ to 9,000 one by one, then 8 of mixed lengths at once; greedy, with log-probabili
 - The other kernels are FlashAttention-3 for BF16 rows; for FP8 rows FlashMLA's decode kernel for prompts, too, as vLLM
   itself does below 32 heads a GPU.
 - Where CuTe DSL is not installed, vLLM's question whether its sm_100 query kernel fits is answered with no, as on any sm_90.
-`--smoke` starts one stock and one port server, BF16, asks one prompt, and prints what it saw.
+`--smoke` starts stock and port of each KV format and, BF16, the port as each SM; it asks one prompt and prints what it saw.
+The logs come to OUT, of servers that failed the cause and the end are printed, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,10 +36,12 @@ GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_si
 FLAGS = (
     "--skip-tokenizer-init", "--host", "127.0.0.1", "--generation-config", "vllm", "--disable-uvicorn-access-log",
     "--max-model-len", "16384", "--max-num-seqs", "16", "--max-num-batched-tokens", "8192", "--block-size", "64",
-    "--gpu-memory-utilization", "0.1", "--kv-cache-memory-bytes", str(2 << 30), "--no-enable-prefix-caching",
+    "--gpu-memory-utilization", "0.05", "--kv-cache-memory-bytes", str(2 << 30), "--no-enable-prefix-caching",
     "--linear-backend", "triton", "--moe-backend", "triton", "--no-enable-flashinfer-autotune",
     "--attention-config.sparse_mla_force_mqa", "true", "--compilation-config", json.dumps(GRAPHS, separators=(",", ":")),
 )  # fmt: skip
+# a first look runs beside other servers; its one prompt then comes in two chunks
+SMALL = ("--max-num-batched-tokens", "2048", "--kv-cache-memory-bytes", str(512 << 20))
 BASE = {
     "VLLM_USE_DEEP_GEMM": "0",  # for weights; the indexer does not ask
     "VLLM_DEEP_GEMM_WARMUP": "skip",
@@ -48,6 +52,8 @@ BASE = {
     "PYTHONUNBUFFERED": "1",
     "HF_HUB_OFFLINE": "1",
 }
+# the last line of a traceback, behind the process's name and the time; warnings tell of errors that stop nothing
+RAISED = re.compile(r"^(?!.* WARNING )(?:.*?[\]):] )?(?:\w+\.)*\w*(?:Error|Exception)(?::|$)")
 PLUGIN = """
 import importlib.util, os, sys, types
 
@@ -115,9 +121,11 @@ def answer(choice: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
 
 def ask(client: Client) -> dict[str, Any]:
     """Answers by prompt name."""
-    answers = {f"single-{length}": complete(client, [prompt(length)], NEW_TOKENS)[0] for length in LENGTHS}
+    for length in LENGTHS:
+        client.found[f"single-{length}"] = complete(client, [prompt(length)], NEW_TOKENS)[0]
     group = [prompt(length, 1 + number) for number, length in enumerate(BATCH)]
-    return answers | {f"batch-{number}": found for number, found in enumerate(complete(client, group, NEW_TOKENS))}
+    client.found |= {f"batch-{number}": found for number, found in enumerate(complete(client, group, NEW_TOKENS))}
+    return client.found
 
 
 def ask_one(client: Client) -> dict[str, Any]:
@@ -143,29 +151,44 @@ def jobs(formats: Sequence[str], others: Sequence[str]) -> list[Job]:
     return [row[step] for step in range(max(map(len, rows))) for row in rows if step < len(row)]
 
 
-def ends(setting: Setting, outcomes: Mapping[str, Outcome], lines: int = 60) -> None:
-    """The end of every failed server's log, and what it said about its kernels."""
+def ends(setting: Setting, outcomes: Mapping[str, Outcome], lines: int = 40) -> None:
+    """What every server said about its kernels; of those that failed the cause and the end of the log, too."""
     for name, outcome in outcomes.items():
         log = setting.logs / f"{name}.log"
         text = log.read_text(errors="replace").splitlines() if log.exists() else []
         chosen = [line for line in text if "attention backend" in line or "_SPARSE" in line or harness.MARKER in line]
-        print("\n".join([f"--- {name}: {outcome.error or 'done'}", *chosen[:6], *(text[-lines:] if outcome.error else [])]))
+        failed = [*cause(text), "...", *text[-lines:]] if outcome.error else []
+        print("\n".join([f"--- {name}: {outcome.error or 'done'}", *chosen[:6], *failed]), flush=True)
 
 
-def smoke(setting: Setting, seconds: float) -> int:
-    """One prompt of a stock and of a port server; the time and what each said."""
-    asked = [
-        Job("bf16-stock", flags("bf16", "FLASHMLA_SPARSE"), ask_one, STOCK),
-        Job("bf16-port", flags("bf16", "CUSTOM"), ask_one, PORT),
+def cause(text: Sequence[str], lines: int = 25) -> list[str]:
+    """Lines before and with the first error of a log: the engine process fails first, and the HTTP server's own traceback
+    about that is longer than the end of a log that anyone prints."""
+    said = [number for number, line in enumerate(text) if harness.FAILURE in line]
+    raised = [number for number, line in enumerate(text) if RAISED.search(line)]
+    first = (said or raised or [len(text) - 1])[0]
+    return list(text[max(first + 1 - lines, 0) : first + 1])
+
+
+def smoke(setting: Setting, formats: Sequence[str], others: Sequence[str], out: Path, seconds: float) -> int:
+    """One prompt of each; how far the ports are from their format's stock server, and what each said."""
+    backends = [
+        *((kv, "stock", "FLASHMLA_SPARSE", STOCK) for kv in formats),
+        *((kv, "port", "CUSTOM", PORT) for kv in formats),
     ]
-    outcomes = harness.run(asked, setting, seconds, per_gpu=2)
+    backends += [("bf16", sm, "CUSTOM", {**PORT, "GLMPLAN_RUN_AS": sm}) for sm in others if "bf16" in formats]
+    asked = [Job(f"{kv}-{kind}", (*flags(kv, backend), *SMALL), ask_one, own) for kv, kind, backend, own in backends]
+    outcomes = harness.run(asked, setting, seconds, per_gpu=len(asked))
     ends(setting, outcomes)
-    stock, port = (outcome.result for outcome in outcomes.values())
-    if not stock or not port:
-        return 1
-    found = judge.distance(stock, port)
-    print(f"stock to port {judge.text(found)}", *(answers["single-3000"]["tokens"] for answers in (stock, port)), sep="\n")
-    return 0
+    for name, outcome in outcomes.items():
+        stock = outcomes[f"{name.partition('-')[0]}-stock"]
+        if not outcome.result:
+            continue
+        found = judge.distance(stock.result, outcome.result) if stock.result and outcome is not stock else None
+        print(name, outcome.result["single-3000"]["tokens"], judge.text(found) if found else "")
+    out.mkdir(parents=True, exist_ok=True)
+    harness.pack(out / f"smoke-vllm-{setting.version}-logs.tar.gz", setting.logs.glob("*.log"))
+    return 0 if all(outcome.result and not outcome.error for outcome in outcomes.values()) else 1
 
 
 def main() -> int:
@@ -179,9 +202,9 @@ def main() -> int:
     asked = parser.parse_args()
     setting = harness.prepare(MODEL, VLLM)
     if asked.smoke:
-        return smoke(setting, asked.seconds)
+        return smoke(setting, asked.kv, asked.others, asked.out, asked.seconds)
     outcomes = harness.run(jobs(asked.kv, asked.others), setting, asked.seconds, asked.per_gpu, first_wave=2 * len(asked.kv))
-    found = agreement.verdict(asked.kv, asked.others, outcomes, len(LENGTHS) + len(BATCH))
+    found = harness.judged(lambda: agreement.verdict(asked.kv, asked.others, outcomes, len(LENGTHS) + len(BATCH)))
     part = "" if len(asked.kv) == len(DTYPES) else f"-{asked.kv[0]}"
     harness.write(asked.out, f"agreement-vllm-{setting.version}{part}", setting, outcomes, found)
     ends(setting, {name: outcome for name, outcome in outcomes.items() if outcome.error}, lines=25)

@@ -38,6 +38,9 @@ class Case:
     def __init__(self, settings: dict[str, Any], rows: int) -> None:
         self.settings, self.rows = settings, rows
 
+    def compile_ahead(self, wanted: list[dict[str, int]]) -> None:
+        """Nothing to compile."""
+
     def time_us(self, config: dict[str, int] | None) -> float:
         if config is None:
             time.sleep(self.settings.get("case_s", 0.0))

@@ -16,9 +16,10 @@ from typing import Any
 
 from glmplan.errors import DoesNotFitError, GlmplanError, UnsupportedError, WrongAnswersError
 from glmplan.kernels.engines import MOE_DIR
-from glmplan.kernels.engines.sglang_expert_engine import Engine, limits
+from glmplan.kernels.engines.sglang_expert_engine import Engine
 from glmplan.kernels.engines.sglang_expert_tables import file_name, version_folder
 from glmplan.kernels.engines.sglang_tables import BLOCK, Config, allowed
+from glmplan.kernels.engines.sglang_tune_compile import beyond_limits, limits
 from glmplan.kernels.engines.sglang_tune_experts import Experts
 from glmplan.kernels.engines.sglang_tune_steps import AGREEMENT, engine_version, require_gpu, setting, tile
 
@@ -206,18 +207,9 @@ class Case:
         return self.sorted[m]
 
     def compile_ahead(self, wanted: Sequence[tuple[str, Config]]) -> None:
-        """In parallel; where that does not work, each is compiled when it is timed."""
         for _, config in wanted:
             self.aligned(config["BLOCK_SIZE_M"])
-        if not self.engine.ahead:
-            return
-        try:
-            with self.engine.compiling_only():
-                for part, config in wanted:
-                    self.run(part, config)
-        except Exception as error:
-            self.engine.ahead = False
-            _say(f"Compiling one by one, because compiling ahead failed: {type(error).__name__}: {str(error)[:300]}")
+        self.engine.ahead.compile(lambda: [self.run(part, config) for part, config in wanted])
 
     def time_us(self, part: str, config: Config) -> float:
         """Median microseconds of one launch; infinite where the tile needs more than the GPU has, or is wrong."""
@@ -230,10 +222,8 @@ class Case:
                 return float("inf")
             launches = [lambda one=one: self.run(part, config, one) for one in range(len(self.routings))]
             return self._graph_us(launches, (part,))
-        except limits():
-            return float("inf")
-        except RuntimeError as error:
-            if "PassManager" in str(error):
+        except Exception as error:
+            if beyond_limits(error):
                 return float("inf")
             raise self._told(part, config, error) from error
 

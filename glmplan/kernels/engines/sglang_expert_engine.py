@@ -6,20 +6,16 @@ to be deterministic, which is answered here.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 from glmplan.kernels.engines.sglang_expert_tables import LOOKUP
 from glmplan.kernels.engines.sglang_tables import BLOCK, Config
+from glmplan.kernels.engines.sglang_tune_compile import Ahead
 from glmplan.kernels.engines.sglang_tune_experts import Experts
 
 FUSED = "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe"
-COMPILERS = 8
 
 
 class Engine:
@@ -35,7 +31,7 @@ class Engine:
             self.lookup.get_exec = lambda: SimpleNamespace(deterministic=plain)
         else:
             self.lookup.get_global_server_args = lambda: plain
-        self.ahead = True
+        self.ahead = Ahead(self.kernels, "fused_moe_kernel")
 
     def file_name(self, shape: Experts) -> str:
         return str(self.lookup.get_config_file_name(shape.experts, shape.n, "fp8_w8a8", [BLOCK, BLOCK]))
@@ -50,35 +46,3 @@ class Engine:
         down = dict(down or config)
         through_tma = [one.pop("USE_TMA", False) for one in (up, down)]
         return up, down, any(through_tma)
-
-    @contextmanager
-    def compiling_only(self) -> Iterator[None]:
-        """Launches of the fused kernel compile it in threads and run nothing; what does not compile says so when run."""
-        import triton
-
-        kernel = self.kernels.fused_moe_kernel
-        with ThreadPoolExecutor(min(COMPILERS, os.cpu_count() or 1)) as threads:
-            self.kernels.fused_moe_kernel = _Compiled(kernel)
-            try:
-                with triton.AsyncCompileMode(threads, ignore_errors=True):
-                    yield
-            finally:
-                self.kernels.fused_moe_kernel = kernel
-
-
-class _Compiled:
-    """kernel[grid](...) that compiles only."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
-
-    def __getitem__(self, grid: Any) -> Any:
-        return lambda *arguments, **words: self.kernel.warmup(*arguments, grid=grid, **words)
-
-
-def limits() -> tuple[type[Exception], ...]:
-    """What Triton raises where a tile is too large for the GPU or its compiler."""
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources, PTXASError
-
-    return (OutOfResources, PTXASError, CompilationError)

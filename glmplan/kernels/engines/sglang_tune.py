@@ -21,10 +21,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glmplan.errors import GlmplanError, UsageError, WrongAnswersError
+from glmplan.errors import GlmplanError, UnsupportedError, UsageError, WrongAnswersError
 from glmplan.kernels import run_as
 from glmplan.kernels.engines.sglang_expert_bench import ExpertBench
-from glmplan.kernels.engines.sglang_tables import BLOCK, Config, Table, file_name, read_table, whole
+from glmplan.kernels.engines.sglang_tables import BLOCK, Config, Table, allowed, file_name, read_table, whole
+from glmplan.kernels.engines.sglang_tune_compile import Ahead, beyond_limits
 from glmplan.kernels.engines.sglang_tune_experts import Experts, expert_shapes, parse_experts, tune_experts
 from glmplan.kernels.engines.sglang_tune_steps import (
     AGREEMENT,
@@ -50,6 +51,8 @@ from glmplan.kernels.engines.sglang_versions import VERSIONS
 
 __all__ = ["ROWS", "TP_SIZES", "Bench", "Event", "Shape", "candidates", "main", "search", "shapes", "tune"]
 KINDS = ("gemm", "moe", "both")
+KERNEL = "_w8a8_block_fp8_matmul"
+"""What the engine launches for a block-FP8 GEMM on NVIDIA GPUs (0.5.23, kernels/ops/gemm/fp8_kernel.py:669)."""
 
 
 class Shape(NamedTuple):
@@ -93,14 +96,21 @@ def candidates(rows: int, shared_bytes: int, smallest_k: int = BLOCK, quick: boo
 
 
 def search(
-    rows: int, shared_bytes: int, time_us: Callable[[Config], float], smallest_k: int = BLOCK, quick: bool = False
-) -> tuple[Config, float]:
-    """The fastest tile sizes for `rows` rows and their time; configurations that cannot run take infinitely long."""
-    timed = [(time_us(config), config) for config in candidates(rows, shared_bytes, smallest_k, quick)]
-    timed.sort(key=lambda pair: pair[0])
-    for _, config in timed[: 1 if quick else FINALISTS]:
-        timed += [(time_us(other), other) for other in variations(config, shared_bytes, quick)]
+    rows: int, shared_bytes: int, time_us: Callable[[Config], float], smallest_k: int = BLOCK, quick: bool = False,
+    ahead: Callable[[Sequence[Config]], None] = lambda _: None,
+) -> tuple[Config, float]:  # fmt: skip
+    """The fastest tile sizes for `rows` rows and their time; configurations that cannot run take infinitely long. `ahead`
+    compiles what will be timed next."""
+    first = candidates(rows, shared_bytes, smallest_k, quick)
+    ahead(first)
+    timed = sorted([(time_us(config), config) for config in first], key=lambda pair: pair[0])
+    finalists = [config for _, config in timed[: 1 if quick else FINALISTS]]
+    others = [other for config in finalists for other in variations(config, shared_bytes, quick)]
+    ahead(others)
+    timed += [(time_us(other), other) for other in others]
     best_us, best = min(timed, key=lambda pair: pair[0])
+    if best_us == float("inf"):
+        raise UnsupportedError(f"No tile sizes that were tried run here with {rows} rows.")
     return best, best_us
 
 
@@ -122,9 +132,9 @@ def tune(
         for count in missing:
             case = bench.case(shape, count)
             default_us = case.time_us(None)
-            best, tuned_us = search(count, bench.shared_bytes, case.time_us, bench.smallest_k, quick)
+            best, tuned_us = search(count, bench.shared_bytes, case.time_us, bench.smallest_k, quick, case.compile_ahead)
             case.require_agreement(best)
-            if tuned_us > default_us and case.default is not None:
+            if tuned_us > default_us and allowed(case.default):
                 best, tuned_us = case.default, default_us
             table[count] = best
             gains[str(count)] = gain(default_us, tuned_us, quick)
@@ -141,22 +151,24 @@ class Bench:
         properties = require_gpu()
         self.version = engine_version()
         self.module: Any = import_module(VERSIONS[self.version].block_fp8.path.rsplit(".", 1)[0])
+        self.ahead = Ahead(self.module, KERNEL)
         self.device_name = properties.name
         self.shared_bytes = properties.shared_memory_per_block_optin
         self.smallest_k = BLOCK if self.version == "0.5.13.post1" else 64
         self.setting = setting(properties, self.version)
 
     def case(self, shape: Shape, rows: int) -> Case:
-        return Case(self.module, shape, rows)
+        return Case(self.ahead, shape, rows)
 
 
 class Case:
     """One GEMM [rows, k] x [n, k]^T with random FP8 operands."""
 
-    def __init__(self, module: Any, shape: Shape, rows: int) -> None:
+    def __init__(self, ahead: Ahead, shape: Shape, rows: int) -> None:
         import torch
 
-        self.module, self.lookup = module, module.get_w8a8_block_fp8_configs
+        self.ahead, self.module = ahead, ahead.module
+        self.lookup = self.module.get_w8a8_block_fp8_configs
         fp8 = torch.float8_e4m3fn
         blocks_n, blocks_k = -(-shape.n // BLOCK), -(-shape.k // BLOCK)
         torch.manual_seed(shape.n * 31 + shape.k * 7 + rows)
@@ -180,17 +192,20 @@ class Case:
         finally:
             self.module.get_w8a8_block_fp8_configs = self.lookup
 
+    def compile_ahead(self, wanted: Sequence[Config]) -> None:
+        self.ahead.compile(lambda: [self.run(config) for config in wanted])
+
     def time_us(self, config: Config | None) -> float:
         """Median microseconds; infinite where the configuration needs more than the GPU has."""
-        from triton.runtime.errors import OutOfResources, PTXASError
-
         from glmplan.kernels.results import graph_microseconds
 
         try:
             self.run(config)
             return graph_microseconds([lambda: self.run(config)], replays=10)
-        except (OutOfResources, PTXASError):
-            return float("inf")
+        except Exception as error:
+            if beyond_limits(error):
+                return float("inf")
+            raise
 
     def require_agreement(self, config: Config) -> None:
         want, got = self.run(None).float(), self.run(config).float()

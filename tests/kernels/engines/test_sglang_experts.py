@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from glmplan.kernels import packed
 from glmplan.kernels.engines import sglang_expert_tables as tables
 from glmplan.kernels.engines import sglang_tune_experts as tuner
 from glmplan.kernels.engines.sglang_tables import Config, read_table
+from glmplan.kernels.engines.sglang_tune_compile import Ahead
 from glmplan.kernels.engines.sglang_tune_steps import TP_SIZES, shared_need, tile
 
 GLM = tuner.Experts("experts", 256, 256)
@@ -105,6 +107,40 @@ class Pretended:
         if configs is None:
             return self.slow
         return sum(self.time_us(part, config) for part, config in zip(tuner.PARTS, configs, strict=True))
+
+
+class Compiler:
+    """A kernel and Triton's mode for compiling in threads."""
+
+    def __init__(self) -> None:
+        self.said: list[object] = []
+
+    def AsyncCompileMode(self, threads: object, ignore_errors: bool) -> Any:
+        self.said.append("in threads")
+        return contextlib.nullcontext()
+
+    def warmup(self, *arguments: object, grid: object, **words: object) -> None:
+        self.said.append((arguments, grid, words))
+
+    def __getitem__(self, grid: object) -> Any:
+        return lambda *_, **__: self.said.append("run")
+
+
+def test_compiling_ahead_runs_nothing_and_is_given_up_where_it_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    kernel = Compiler()
+    monkeypatch.setitem(sys.modules, "triton", kernel)
+    module = SimpleNamespace(kernel=kernel)
+    ahead = Ahead(module, "kernel")
+    ahead.compile(lambda: module.kernel[7](1, BLOCK=2))
+    assert kernel.said == ["in threads", ((1,), 7, {"BLOCK": 2})]
+    ahead.compile(lambda: module.nothing)
+    assert "Compiling one by one, because compiling ahead failed: AttributeError" in capsys.readouterr().err
+    ahead.compile(lambda: module.kernel[7](1))
+    assert len(kernel.said) == 3
+    module.kernel[7](1)
+    assert kernel.said[-1] == "run"
 
 
 def test_both_gemms_get_their_best_tile_of_one_height():

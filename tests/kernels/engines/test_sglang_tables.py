@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from glmplan.errors import UsageError
+from glmplan.errors import UnsupportedError, UsageError
 from glmplan.kernels.engines import sglang_tables as tables
 from glmplan.kernels.engines import sglang_tune as tuner
 
@@ -93,6 +94,18 @@ def test_the_search_finds_the_fastest_and_times_nothing_that_cannot_fit():
     assert len(timed) < 80
 
 
+def test_what_is_timed_was_compiled_ahead_and_tiles_of_which_none_runs_are_told():
+    ahead: list[dict[str, int]] = []
+
+    def time_us(config: dict[str, int]) -> float:
+        assert config in ahead
+        return float("inf")
+
+    with pytest.raises(UnsupportedError, match="with 64 rows"):
+        tuner.search(64, 101_376, time_us, quick=True, ahead=ahead.extend)
+    assert len(ahead) == len(set(map(str, ahead)))
+
+
 def test_few_rows_get_low_tiles():
     assert {config["BLOCK_SIZE_M"] for config in tuner.candidates(1, 10**6)} == {16}
     assert {config["BLOCK_SIZE_K"] for config in tuner.candidates(1, 10**6)} == {128}
@@ -111,7 +124,11 @@ class Pretended:
         Pretended.made += 1
         return self
 
+    def compile_ahead(self, wanted: Sequence[dict[str, int]]) -> None:
+        self.ahead = list(wanted)
+
     def time_us(self, config: dict[str, int] | None) -> float:
+        assert config is None or config in self.ahead
         return 50.0 if config is None else 20.0 if config == GOOD else 30.0
 
     def require_agreement(self, config: dict[str, int]) -> None:
@@ -130,6 +147,23 @@ def test_tables_are_written_whole_and_kept(tmp_path: Path):
     assert [event.kind for event in tuner.tune(asked, tmp_path, (1, 64), Pretended())] == ["kept", "kept"]
     assert Pretended.made == made
     assert not list(tmp_path.glob("**/.tune-*"))
+
+
+def test_a_default_that_no_table_may_hold_is_not_written_where_it_is_faster(tmp_path: Path):
+    """0.5.23 ships tables with SPLIT_K and SWAP_AB for Hopper."""
+
+    class Faster(Pretended):
+        default = GOOD | {"SPLIT_K": 2}
+
+        def time_us(self, config: dict[str, int] | None) -> float:
+            return 10.0 if config is None else super().time_us(config)
+
+    *_, rows, _ = tuner.tune([tuner.Shape("a", 512, 1024)], tmp_path, (1,), Faster())
+    assert (rows.config, rows.default_us, rows.tuned_us) == (GOOD, 10.0, 20.0)
+    assert tables.read_table(tmp_path / tables.file_name(512, 1024, "A GPU")) == {1: GOOD}
+    Faster.default = GOOD | {"num_stages": 4}
+    *_, rows, _ = tuner.tune([tuner.Shape("b", 512, 128)], tmp_path, (1,), Faster())
+    assert (rows.config, rows.tuned_us) == (Faster.default, 10.0)
 
 
 def test_more_rows_are_added_to_a_table_and_only_those_are_measured(tmp_path: Path):

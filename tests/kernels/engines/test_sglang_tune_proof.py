@@ -26,7 +26,8 @@ def loaded(*names: str) -> list[str]:
     return [f"glmplan tables: {Path.home()}/proof/tuned/{name}" for name in names]
 
 
-EXPERTS = [f"configs/triton_3_8_0/{file_name(16, 512, 'NVIDIA H200', down)}" for down in (False, True)]
+PLACE = "configs/triton_3_8_0"
+EXPERTS = [f"{PLACE}/{file_name(16, 512, 'NVIDIA H200', down)}" for down in (False, True)]
 GEMMS = ["N=1024,K=16384,x.json", "N=16384,K=512,x.json"]
 
 
@@ -47,8 +48,11 @@ def test_it_holds_when_all_are_made_and_those_of_the_small_experts_are_loaded(
         return {"tuned": Outcome("tuned", 0, [], {})}
 
     def ran(command: list[str], stdout: Any, **_: Any) -> Any:
-        seen["command"] = command
-        stdout.write("a library says this\n" + "\n".join(map(json.dumps, events)))
+        mine = [event for event in events if (event["experts"] is not None) == ("--experts" in command)]
+        file = tmp_path / "tuned" / (f"{PLACE}/x.json" if "--experts" in command else "x.json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+        stdout.write("a library says this\n" + "\n".join([*map(json.dumps, mine), '{"kind": "cut off']))
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(harness, "prepare", lambda *_: setting)
@@ -71,3 +75,27 @@ def test_the_experts_are_the_small_checkpoint_s_and_glm_s():
     )
     assert f"E={small.experts},N={small.n}," == tune.SERVED
     assert glm[1:5] == (256, 256, 6144, 8)
+
+
+def test_a_folder_without_tables_is_not_named_to_the_server(tmp_path: Path):
+    assert tune.tables(tmp_path) == {}
+    (tmp_path / "N=1.json").write_text("{}")
+    assert tune.tables(tmp_path) == {"GLMPLAN_TUNED_DIR": str(tmp_path)}
+    (tmp_path / "configs").mkdir()
+    assert tune.tables(tmp_path)["SGLANG_MOE_CONFIG_DIR"] == str(tmp_path)
+
+
+def test_experts_are_tuned_where_gemms_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    setting: Any = SimpleNamespace(logs=tmp_path, work=tmp_path, plugin="p", site="s", gpus=(0,))
+
+    def ran(command: list[str], stdout: Any, stderr: Any, **_: Any) -> Any:
+        if "--shapes" in command:
+            stderr.write("Traceback\nboom\n")
+            return SimpleNamespace(returncode=1)
+        stdout.write(json.dumps(EVENTS[-1]) + "\n")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(tune.subprocess, "run", ran)
+    events, wrong = tune.make_tables(setting, 60)
+    assert events == EVENTS[-1:]
+    assert wrong == ["gemm: ended with 1: Traceback | boom"]
