@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from glmplan.kernels.engines import VLLM_GROUP
+from glmplan.kernels.engines.vllm_plugin import PARTITION
 from glmplan.kernels.engines.vllm_versions import BACKEND, FP8_SM, VERSIONS, Target
 from tests.contracts.wheels import Scope, Source, Unreadable, WheelUnavailable, wheel
 
@@ -130,3 +131,16 @@ def test_prefill_logits_are_compressed(engine: Source):
 def test_fp8_rows_are_656_bytes(engine: Source):
     spec = function(engine, "vllm.model_executor.layers.attention.mla_attention.MLAAttention.get_kv_cache_spec")
     assert "'fp8_ds_mla': 656" in ast.unparse(spec)
+
+
+def test_a_stage_may_begin_without_top_k_and_nothing_says_so(engine: Source):
+    """Its first layers then read `torch.empty`; so the plugin looks."""
+    cut = function(engine, "vllm.distributed.utils.get_pp_indices")
+    assert parameters(cut) == ("num_hidden_layers", "pp_rank", "pp_size")
+    assert PARTITION in ast.unparse(cut)
+    assert not parameters(function(engine, "vllm.distributed.parallel_state.get_pp_group"))
+    groups = "vllm.v1.attention.backends.mla.index_group.SparseMLAIndexGroupBuilder"
+    grouped = ast.unparse(function(engine, f"{groups}.register_layer"))
+    assert "if is_index_producing_layer or self.current_group is None" in grouped
+    handed = ast.unparse(function(engine, "vllm.model_executor.models.deepseek_v2.DeepseekV2Model.forward"))
+    assert "IntermediateTensors({'hidden_states': hidden_states, 'residual': residual" in handed

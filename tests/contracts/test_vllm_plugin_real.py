@@ -165,7 +165,7 @@ config = N(
     scheduler_config=N(max_num_batched_tokens=TOKENS, max_num_seqs=8),
     parallel_config=N(
         decode_context_parallel_size=1, tensor_parallel_size=1, prefill_context_parallel_size=1,
-        cp_kv_cache_interleave_size=1,
+        cp_kv_cache_interleave_size=1, pipeline_parallel_size=1,
     ),
     speculative_config=drafting if DRAFTS else None, num_speculative_tokens=DRAFTS,
     model_config=N(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 try:
@@ -28,6 +29,7 @@ except (ImportError, SyntaxError) as broken:  # the engine would log it and go o
     raise
 
 ARCHITECTURE = "GlmMoeDsaForCausalLM"
+PARTITION = "VLLM_PP_LAYER_PARTITION"
 SERVED_FAMILIES = (8, 9, 12)
 
 _registered = _activated = False
@@ -100,6 +102,8 @@ def activate(config: Any) -> None:
     if _activated or ARCHITECTURE not in (getattr(config.model_config, "architectures", None) or ()):
         return
     require_servable(config)
+    if config.parallel_config.pipeline_parallel_size > 1:
+        require_own_topk(config.model_config.hf_text_config)
     _activated = True
     from glmplan.kernels import run_as
     from glmplan.kernels.engines import vllm_hooks
@@ -155,6 +159,19 @@ def require_servable(config: Any) -> None:
             f"Another plugin has registered {backend.get_path()} as vLLM's {BACKEND} attention backend.",
             "Leave it out with VLLM_PLUGINS=glmplan.",
         )
+
+
+def require_own_topk(model: Any) -> None:
+    """The stage of this rank begins on a layer that selects tokens by itself."""
+    from vllm.distributed.parallel_state import get_pp_group
+    from vllm.distributed.utils import get_pp_indices
+
+    from glmplan.kernels.engines import stages
+
+    group = get_pp_group()
+    with suppress(ValueError):  # a partition that does not add up: the engine's own words name it
+        first, _ = get_pp_indices(model.num_hidden_layers, group.rank_in_group, group.world_size)
+        stages.require_own_topk(model, group.rank_in_group, first, f"vLLM {engine_version()}", PARTITION)
 
 
 def advertised_sm() -> int | None:

@@ -47,6 +47,21 @@ ENGINE = {
             def register_model(cls, architecture, path):
                 cls.models[architecture] = path
         """,
+    "distributed/parallel_state.py": """
+        import json, os
+        from types import SimpleNamespace
+        rank, size = json.loads(os.environ.get("FAKE_STAGE", "[0, 1]"))
+        def get_pp_group():
+            return SimpleNamespace(rank_in_group=rank, world_size=size)
+        """,
+    "distributed/utils.py": """
+        import os
+        def get_pp_indices(num_hidden_layers, pp_rank, pp_size):
+            parts = [int(part) for part in os.environ["VLLM_PP_LAYER_PARTITION"].split(",")]
+            if sum(parts) != num_hidden_layers:
+                raise ValueError("does not add up")
+            return sum(parts[:pp_rank]), sum(parts[:pp_rank + 1])
+        """,
     "v1/worker/worker_base.py": """
         class WorkerWrapperBase:
             vllm_config = None
@@ -68,8 +83,10 @@ SCRIPT = """
     def glm(**changes):
         shapes = dict(index_n_heads=32, index_head_dim=128, index_topk=2048, kv_lora_rank=512, qk_rope_head_dim=64)
         chosen = changes.pop("backend", registry.AttentionBackendEnum.CUSTOM)
+        parallel = N(pipeline_parallel_size=changes.pop("stages", 1))
         model = N(architectures=["GlmMoeDsaForCausalLM"], hf_text_config=N(**(shapes | changes)))
-        return N(model_config=model, attention_config=N(backend=chosen), cache_config=N(cache_dtype="auto"))
+        cache = N(cache_dtype="auto")
+        return N(model_config=model, attention_config=N(backend=chosen), cache_config=cache, parallel_config=parallel)
 
     def start(config):
         wrapper = WorkerWrapperBase()
@@ -195,6 +212,18 @@ def test_the_backend_must_be_chosen_by_flag(engine: Path):
 def test_another_plugins_backend_is_not_taken_for_ours(engine: Path):
     body = "registry.paths[registry.AttentionBackendEnum.CUSTOM] = 'other.Backend'; start(glm())"
     refused(run(engine, body), 4, "Another plugin has registered other.Backend")
+
+
+@pytest.mark.parametrize(("cut", "refuses"), [("3,4", True), ("2,5", False), ("3,3", False)])
+def test_a_stage_that_nothing_gives_top_k_is_refused_before_its_weights_are_read(engine: Path, cut: str, refuses: bool):
+    """vLLM itself would read a buffer that nothing has written, and answer wrongly."""
+    body = "start(glm(stages=2, num_hidden_layers=7, index_topk_freq=4, index_skip_topk_offset=3))"
+    result = run(engine, body, FAKE_STAGE="[1, 2]", VLLM_PP_LAYER_PARTITION=cut)
+    words = (
+        "Pipeline stage 1 begins on layer 3, which shares the top-k of an earlier layer, and vLLM 0.33.0 does not send it"
+    )
+    refused(result, 4, words if refuses else "vLLM 0.33.0 has no vllm.")
+    assert refuses == ("Begin it on layer 2 or 6 (VLLM_PP_LAYER_PARTITION counts layers per stage)." in result.stderr)
 
 
 def test_other_shapes_than_glm_5_2_are_refused(engine: Path):
