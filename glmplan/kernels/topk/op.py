@@ -263,8 +263,12 @@ def _check_device(name: str, tensor: torch.Tensor, logits: torch.Tensor) -> None
 
 
 def aot_cases(sm: int) -> list[tuple[Any, ...]]:
-    """Every kernel as launched for GLM-5.2: (name, kernel, types, constants, warps, stages, registers)."""
+    """Every kernel as launched for GLM-5.2: (name, kernel, types, constants, warps, stages, registers).
+
+    Modes differ in how a position becomes an index, shapes in everything before; so one shape has all modes, the others two.
+    """
     cases = []
+    modes = ((LOGICAL, 1), (PAGED, 64), (PAGED, 1), (RAGGED, 1))
     for rows, width in ((1, 4096), (1, 131_072), (1, 1_048_576), (32, 131_072), (SLAB_ROWS, 131_072)):
         tiles = choose(sm, rows, width, K_MAX, 128)
         fixed = _constants(tiles, K_MAX)
@@ -280,7 +284,7 @@ def aot_cases(sm: int) -> list[tuple[Any, ...]]:
                 bound_types = {name: row_types[name] for name in ("lengths", "work", "work_stride")}
                 cases.append((f"bound_{name}", bound_kernel, bound_types, fixed["bound"], tiles.bound_warps, 1))
             cases.append((f"filter_{name}", filter_kernel, row_types, fixed["filter"] | flags, tiles.filter_warps, 1))
-            for mode, page in ((LOGICAL, 1), (PAGED, 1), (PAGED, 64), (RAGGED, 1)):
+            for mode, page in modes if rows == SLAB_ROWS else modes[:2]:
                 more = {"out": "*i32", "table": "*i32", "offsets": "*i32", "out_stride": "i32:16"}
                 more |= {"table_stride": "i32", "table_width": "i32", "rows_per_table": "i32"}
                 constants = fixed["finish"] | flags | {"MODE": mode, "PAGE": page}
