@@ -265,7 +265,8 @@ def _check_device(name: str, tensor: torch.Tensor, logits: torch.Tensor) -> None
 def aot_cases(sm: int) -> list[tuple[Any, ...]]:
     """Every kernel as launched for GLM-5.2: (name, kernel, types, constants, warps, stages, registers).
 
-    Modes differ in how a position becomes an index, shapes in everything before; so one shape has all modes, the others two.
+    Modes differ in how a position becomes an index, shapes in everything before; so one shape has all modes with and without
+    starts, the others the two that differ most.
     """
     cases = []
     modes = ((LOGICAL, 1), (PAGED, 64), (PAGED, 1), (RAGGED, 1))
@@ -284,7 +285,7 @@ def aot_cases(sm: int) -> list[tuple[Any, ...]]:
                 bound_types = {name: row_types[name] for name in ("lengths", "work", "work_stride")}
                 cases.append((f"bound_{name}", bound_kernel, bound_types, fixed["bound"], tiles.bound_warps, 1))
             cases.append((f"filter_{name}", filter_kernel, row_types, fixed["filter"] | flags, tiles.filter_warps, 1))
-            for mode, page in modes if rows == SLAB_ROWS else modes[:2]:
+            for mode, page in modes if rows == SLAB_ROWS else modes[:1] if padded else modes[1:2]:
                 more = {"out": "*i32", "table": "*i32", "offsets": "*i32", "out_stride": "i32:16"}
                 more |= {"table_stride": "i32", "table_width": "i32", "rows_per_table": "i32"}
                 constants = fixed["finish"] | flags | {"MODE": mode, "PAGE": page}
