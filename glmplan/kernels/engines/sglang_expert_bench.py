@@ -19,7 +19,7 @@ from glmplan.kernels.engines import MOE_DIR
 from glmplan.kernels.engines.sglang_expert_engine import Engine
 from glmplan.kernels.engines.sglang_expert_tables import file_name, version_folder
 from glmplan.kernels.engines.sglang_tables import BLOCK, Config, allowed
-from glmplan.kernels.engines.sglang_tune_compile import beyond_limits, limits
+from glmplan.kernels.engines.sglang_tune_compile import beyond_limits
 from glmplan.kernels.engines.sglang_tune_experts import Experts
 from glmplan.kernels.engines.sglang_tune_steps import AGREEMENT, engine_version, require_gpu, setting, tile
 
@@ -156,7 +156,9 @@ class Case:
                 self.run(part, config)
                 self._settle()
                 return
-            except limits() as error:
+            except Exception as error:
+                if not beyond_limits(error):
+                    raise
                 refused.append(f"{config}: {type(error).__name__}: {error}"[:300])
         raise UnsupportedError(f"{self._title(part)}: neither the default nor the smallest tile runs. {' '.join(refused)}")
 
@@ -195,9 +197,9 @@ class Case:
                 use_int4_w4a16=False, per_channel_quant=False, block_shape=[BLOCK, BLOCK],
                 filter_expert=shape.total != shape.experts, **({} if part == "up" else {"router_topk": shape.top_k}),
             )  # fmt: skip
-        except limits():
-            raise
         except Exception as error:
+            if beyond_limits(error):
+                raise
             raise self._told(part, config, error) from error
 
     def aligned(self, m: int) -> list[Any]:
@@ -225,7 +227,9 @@ class Case:
         except Exception as error:
             if beyond_limits(error):
                 return float("inf")
-            raise self._told(part, config, error) from error
+            if isinstance(error, RuntimeError):
+                raise self._told(part, config, error) from error
+            raise
 
     def pair_us(self, configs: tuple[Config, Config] | None) -> float:
         """Sorting and both GEMMs; None for the engine's default."""
@@ -238,10 +242,12 @@ class Case:
 
         try:
             return self._graph_us([lambda one=one: launch(one) for one in range(len(self.routings))], ("up", "down"))
-        except limits():
-            return float("inf")
-        except RuntimeError as error:
-            raise self._told("up and down", up, error) from error
+        except Exception as error:
+            if beyond_limits(error):
+                return float("inf")
+            if isinstance(error, RuntimeError):
+                raise self._told("up and down", up, error) from error
+            raise
 
     def _graph_us(self, launches: Sequence[Any], parts: Sequence[str]) -> float:
         from glmplan.kernels.results import graph_microseconds

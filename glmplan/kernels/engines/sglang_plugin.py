@@ -31,6 +31,8 @@ except (ImportError, SyntaxError) as broken:  # the engine would log it and go o
 DENSE_PREFILL = "SGLANG_DSA_PREFILL_DENSE_ATTN_KV_LEN_THRESHOLD"
 SCHEDULER = "sglang.srt.managers.scheduler"
 PARTITION = "SGLANG_PP_LAYER_PARTITION"
+MTP_ALGORITHMS = ("EAGLE", "NEXTN", "FROZEN_KV_MTP")
+"""Of --speculative-algorithm: drafts of the model's own MTP layer (0.5.23, srt/arg_groups/speculative_hook.py:87)."""
 
 _activated = False
 _tabled = False
@@ -129,7 +131,7 @@ def activate(runner: Any) -> None:
     from glmplan.kernels.engines import sglang_hooks
 
     version = engine_version()
-    if runner.pp_size > 1 and not _release().relays_topk:
+    if not _release().relays_topk and runner.pp_size > 1:
         require_own_topk(runner, version)
     os.environ[DENSE_PREFILL] = "0"  # the engine asks at every batch; on sm_90 and sm_100 it would go around us
     kv = kv_layout(runner, backends)
@@ -167,14 +169,15 @@ def require_servable(config: Any, sm: int, backends: tuple[str | None, str | Non
 
 
 def require_served_drafts(runner: Any) -> None:
-    """Drafts of the MTP layer run through the replaced backend, too."""
+    """Drafts of the MTP layer run through the replaced backend, too; a drafter of its own runs on what it likes."""
     try:
         from sglang.srt.runtime_context import get_spec
 
-        backend = get_spec().speculative_draft_attention_backend
+        chosen = get_spec()
     except ImportError:
-        backend = runner.server_args.speculative_draft_attention_backend
-    if backend not in (None, "dsa", "nsa"):  # one and its old name
+        chosen = runner.server_args
+    backend = chosen.speculative_draft_attention_backend
+    if chosen.speculative_algorithm in MTP_ALGORITHMS and backend not in (None, "dsa", "nsa"):  # one and its old name
         raise UnsupportedError(
             f"--speculative-draft-attention-backend is {backend}, which leaves glmplan's kernels; they serve dsa.",
             f"Leave this flag out, or set {PORT}=off.",

@@ -266,10 +266,10 @@ def aot_cases(sm: int) -> list[tuple[Any, ...]]:
     """Every kernel as launched for GLM-5.2: (name, kernel, types, constants, warps, stages, registers).
 
     Modes differ in how a position becomes an index, shapes in everything before; so one shape has all modes with and without
-    starts, the others the two that differ most.
+    starts, the others decode's (pages, no starts) and prefill's (starts).
     """
     cases = []
-    modes = ((LOGICAL, 1), (PAGED, 64), (PAGED, 1), (RAGGED, 1))
+    modes = ((PAGED, 64), (RAGGED, 1), (PAGED, 1), (LOGICAL, 1))
     for rows, width in ((1, 4096), (1, 131_072), (1, 1_048_576), (32, 131_072), (SLAB_ROWS, 131_072)):
         tiles = choose(sm, rows, width, K_MAX, 128)
         fixed = _constants(tiles, K_MAX)

@@ -43,8 +43,6 @@ STANDING_IN = {
     "sglang/srt/model_executor/__init__.py": "",
     "sglang/srt/model_executor/model_runner.py": """
         class ModelRunner:
-            pp_rank, pp_size = 0, 1
-
             def load_model(self):
                 return "loaded"
     """,
@@ -63,7 +61,8 @@ STANDING_IN = {
         KERNEL = Bag(dsa_prefill_backend="triton", dsa_decode_backend="triton")
         DRAFT = None
         def get_exec(): return Bag(kernel=KERNEL)
-        def get_spec(): return Bag(speculative_draft_attention_backend=DRAFT)
+        ALGORITHM = None
+        def get_spec(): return Bag(speculative_draft_attention_backend=DRAFT, speculative_algorithm=ALGORITHM)
         def get_model(): return Bag(kv_cache_dtype="fp8_e4m3")
         def get_parallel(): return Bag(attn_tp_size=8)
     """,
@@ -76,7 +75,8 @@ IN_A_SCHEDULER = """
     load_plugins()
     from sglang.srt.model_executor.model_runner import ModelRunner
     runner = ModelRunner()
-    runner.pp_rank, runner.pp_size = STAGE
+    if "VERSION" == "0.5.13.post1":  # 0.5.23's has no such attributes
+        runner.pp_rank, runner.pp_size = STAGE
     runner.model_config = Bag(hf_config=Bag(**CONFIG), num_attention_heads=64)
     print(runner.load_model())
 """
@@ -121,6 +121,10 @@ def run(site: Path, code: str, **environment: str) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
+def version_of(site: Path) -> str:
+    return (site / "sglang/_version.py").read_text().partition("__version__ = version = '")[2].partition("'")[0]
+
+
 def in_a_scheduler(
     site: Path,
     sm: int = 89,
@@ -130,6 +134,7 @@ def in_a_scheduler(
     **environment: str,
 ):
     code = IN_A_SCHEDULER.replace("SM", str(sm)).replace("CONFIG", json.dumps(config)).replace("STAGE", str(stage))
+    code = code.replace("VERSION", version_of(site))
     return run(site, textwrap.dedent(before) + textwrap.dedent(code), **environment)
 
 
@@ -304,10 +309,15 @@ def test_backends_that_lead_elsewhere_are_refused(engine: Path, version: str):
     assert "--dsa-prefill-backend is flashmla_kv" in refusal(result, 4)
 
 
-def test_drafts_on_another_backend_are_refused(engine: Path, version: str):
-    chosen = "chosen.speculative_draft_attention_backend = 'fa3'\n" if version != "0.5.23" else "c.DRAFT = 'fa3'\n"
+@pytest.mark.parametrize(("algorithm", "refuses"), [("EAGLE", True), ("NEXTN", True), ("DFLASH", False), ("EAGLE3", False)])
+def test_mtp_drafts_on_another_backend_are_refused(engine: Path, version: str, algorithm: str, refuses: bool):
+    """A drafter of another kind may need one: 0.5.23 itself resolves DFLASH's to FlashInfer."""
+    chosen = f"c.DRAFT, c.ALGORITHM = 'fa3', {algorithm!r}\n"
+    if version != "0.5.23":
+        chosen = f"chosen.speculative_draft_attention_backend, chosen.speculative_algorithm = 'fa3', {algorithm!r}\n"
     sentence = refusal(in_a_scheduler(engine, before=backends(version) + chosen), 4)
-    assert "--speculative-draft-attention-backend is fa3, which leaves glmplan's kernels; they serve dsa." in sentence
+    words = "--speculative-draft-attention-backend is fa3, which leaves glmplan's kernels; they serve dsa."
+    assert words in sentence if refuses else f"SGLang {version} has no " in sentence
 
 
 def test_a_gpu_that_is_too_old_is_refused(engine: Path, version: str):
@@ -423,7 +433,7 @@ def backends(version: str, name: str = "") -> str:
         "from types import SimpleNamespace as Bag\n"
         "import sglang.srt.model_executor.model_runner as m\n"
         f"chosen = Bag(dsa_prefill_backend={name!r}, dsa_decode_backend={name!r}, kv_cache_dtype='bfloat16', "
-        "speculative_draft_attention_backend=None)\n"
+        "speculative_draft_attention_backend=None, speculative_algorithm=None)\n"
         "m.ModelRunner.server_args = chosen\n"
     )
 
