@@ -65,7 +65,7 @@ def caught_by(code: int | None, text: str) -> str | None:
         return PLANNER
     if code == 6 and ": ready" not in text:
         return PLUGIN if unsent else ENGINE_START
-    if code == 6 and "The server ended while it was asked the " in text:
+    if code == 6 and " canary got no answer. The worker " in text:
         return CANARY_ENDED
     if code == 7 and "reference expected 'the recorded tokens" in text:
         return CANARY_WRONG

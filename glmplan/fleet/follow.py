@@ -25,6 +25,8 @@ POLL_TIMEOUT_S = 15.0
 LOST_AFTER_S = 60.0
 """A host that does not answer for this long is lost: twice the usual spanning-tree or bond fail-over of 30 s."""
 LOG_BYTES = 262_144
+TAIL_PIECES = 16
+"""Of a log that grew while nobody read it, so many pieces are read from its end: 4 MiB."""
 
 _STATES: dict[str, State] = {
     "running": "running", "exited": "exited", "gone": "gone", "rebooted": "rebooted", "absent": "absent",
@@ -47,6 +49,7 @@ class NodeView:
     signal: int | None = None
     dead_for_s: float = 0.0
     log_offset: int = 0
+    log_size: int = 0
     log_age_s: float | None = None
     gpus: dict[int, GpuMemory] = field(default_factory=dict)
     port_lines: list[PortLine] = field(default_factory=list)
@@ -158,6 +161,7 @@ def _take(node: NodeView, outcome: Outcome[dict[str, Any]], now_s: float) -> tup
     node.state, node.exit_status, node.signal = found["state"], found.get("exit_status"), found.get("signal")
     node.dead_for_s = found["time_s"] - found["ended_s"] if found.get("ended_s") else 0.0
     node.log_offset, node.log_age_s = found["log_offset"], found.get("log_age_s")
+    node.log_size = found.get("log_size") or node.log_offset
     node.gpus = {
         gpu["index"]: GpuMemory(gpu["index"], gpu.get("used_bytes"), gpu.get("in_use_bytes"), gpu.get("total_bytes"))
         for gpu in found.get("gpus") or ()
@@ -165,7 +169,7 @@ def _take(node: NodeView, outcome: Outcome[dict[str, Any]], now_s: float) -> tup
     node.processes, node.events = found.get("processes") or 0, tuple(found.get("events") or ())
     node.pulse.beat(now_s, node.log_offset, {index: gpu.used_bytes or 0 for index, gpu in node.gpus.items()})
     lines = node.progress.feed(found.get("log") or "", now_s)
-    if node.state not in ("running", "starting"):
+    if node.state not in ("running", "starting") and node.log_offset >= node.log_size:
         lines += node.progress.finish(now_s)
     node.port_lines += [told for told in (parse_port_line(line.text) for line in lines) if told is not None]
     return lines
@@ -281,8 +285,22 @@ def _settle(
     on_snapshot: Callable[[Snapshot], None],
     elapsed_s: float,
 ) -> tuple[NodeView, ...]:
-    """One more look at the logs: the reason is often written just after the first sign."""
-    time.sleep(0.3)
-    lines = poll_once(fleet, deployment, nodes, clock())
-    on_snapshot(Snapshot(elapsed_s, nodes, tuple(lines)))
+    """One more look at the logs."""
+    on_snapshot(Snapshot(elapsed_s, nodes, tuple(catch_up(fleet, deployment, nodes, clock))))
     return nodes
+
+
+def catch_up(
+    fleet: Fleet, deployment: Deployment, nodes: tuple[NodeView, ...], clock: Callable[[], float] = time.monotonic
+) -> list[tuple[str, LogLine]]:
+    """Read every log to its end, or the end of a long one: the reason is often written just after the first sign."""
+    time.sleep(0.3)
+    lines: list[tuple[str, LogLine]] = []
+    for piece in range(TAIL_PIECES):
+        lines += poll_once(fleet, deployment, nodes, clock())
+        behind = [node for node in nodes if not node.silent and node.log_offset < node.log_size]
+        if not behind:
+            break
+        for node in behind:
+            node.log_offset = max(node.log_offset, node.log_size - (TAIL_PIECES - 1 - piece) * LOG_BYTES)
+    return lines

@@ -12,14 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from glmplan.errors import NotHealthyError, WrongAnswersError
+from glmplan.errors import NotHealthyError, UnreachableError, WrongAnswersError
 from glmplan.facts.base import Frozen
 from glmplan.fleet.calibration import RankComparison, calibrations, compare, measure, save_calibration
 from glmplan.fleet.canary import AN_ANSWER, CanaryResult, CanarySettings, run_canaries
 from glmplan.fleet.deadline import LoadWork
 from glmplan.fleet.deployment import API_KEY_FILE, Deployment, save
 from glmplan.fleet.diagnosis import Diagnosis, diagnose, new_kernel_lines
-from glmplan.fleet.follow import Failure, Limits, NodeView, Snapshot, failure_of_running, follow, poll_once
+from glmplan.fleet.follow import Failure, Limits, NodeView, Snapshot, catch_up, failure_of_running, follow, poll_once
 from glmplan.fleet.hosts import Fleet
 from glmplan.fleet.start import Secrets, Started, StartError, start_all
 from glmplan.fleet.stop import HostStop, stop_all
@@ -128,13 +128,13 @@ def launch(fleet: Fleet, deployment: Deployment, secrets: Secrets, judgement: Ju
         if problem is not None:
             diagnosis = explain(fleet, deployment, seen, before)
             raise LaunchFailed(problem, diagnosis, stop_all(fleet, deployment.name))
-        results = judge(fleet, deployment, judgement, observer)
-        bad = tuple(result for result in results if result.status == "fail")
-        died = death_while_asked(fleet, deployment, seen, judgement.limits, bad)
-        if died is not None:
+        try:
+            results = judge(fleet, deployment, seen, judgement, observer)
+        except _EndedWhileAsked as ended:
+            catch_up(fleet, deployment, seen)
             diagnosis = explain(fleet, deployment, seen, before)
-            raise LaunchFailed(died, diagnosis, stop_all(fleet, deployment.name))
-        if bad:
+            raise LaunchFailed(ended.failure, diagnosis, stop_all(fleet, deployment.name)) from None
+        if any(result.status == "fail" for result in results):
             raise AnswersWrong(results, stop_all(fleet, deployment.name))
     except (LaunchFailed, AnswersWrong, StartError):
         raise  # these have stopped what there was to stop
@@ -174,29 +174,60 @@ def missing_port(deployment: Deployment, nodes: tuple[NodeView, ...]) -> Failure
     return None
 
 
-def judge(fleet: Fleet, deployment: Deployment, judgement: Judgement, observer: Observer) -> tuple[CanaryResult, ...]:
-    """Ask the canaries."""
+class _EndedWhileAsked(Exception):
+    """A canary got no answer, and this is why."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def judge(
+    fleet: Fleet, deployment: Deployment, nodes: tuple[NodeView, ...], judgement: Judgement, observer: Observer
+) -> tuple[CanaryResult, ...]:
+    """Ask the canaries. One that gets no answer makes this look for a node that has ended, the first time for a while."""
     if judgement.canaries is None:
         return ()
-    return run_canaries(head_ask(fleet, deployment), judgement.canaries, observer.judged)
+    wrong: list[str] = []
+    patience_s = ENDING_S
+
+    def judged(result: CanaryResult) -> None:
+        nonlocal patience_s
+        observer.judged(result)
+        if result.status != "fail":
+            return
+        if result.expected != AN_ANSWER:
+            wrong.append(f"{result.name} expected {result.expected!r} and got {result.got!r}")
+            return
+        found = ended_node(fleet, deployment, nodes, judgement.limits, patience_s)
+        patience_s = 0.0
+        if found is not None:
+            before = f" Before that it answered wrongly: {'; '.join(wrong)}." if wrong else ""
+            words = f"The {result.name} canary got no answer. {found.message}{before}"
+            raise _EndedWhileAsked(replace(found, message=words))
+
+    try:
+        return run_canaries(head_ask(fleet, deployment), judgement.canaries, judged)
+    except UnreachableError as error:
+        head = deployment.hosts[0]
+        words = f"{head} is lost while its server is asked: {error.message}"
+        raise _EndedWhileAsked(Failure("lost", head, 0, words)) from None
 
 
-def death_while_asked(
-    fleet: Fleet, deployment: Deployment, nodes: tuple[NodeView, ...], limits: Limits, bad: tuple[CanaryResult, ...]
+def ended_node(
+    fleet: Fleet, deployment: Deployment, nodes: tuple[NodeView, ...], limits: Limits, patience_s: float
 ) -> Failure | None:
-    """A worker whose end explains the failed canaries: looked for at once, and for a while where no answer came at all."""
-    patience_s = ENDING_S if any(result.expected == AN_ANSWER for result in bad) else 0.0
+    """A worker that has ended, or ends within so many seconds."""
     began = time.monotonic()
-    while bad:
+    for node in nodes:
+        node.answered_s = began  # nobody looked while the canaries ran
+    while True:
         now = time.monotonic()
         poll_once(fleet, deployment, nodes, now)
         found = failure_of_running(nodes, limits, now)
-        if found is not None:
-            return replace(found, message=f"The server ended while it was asked the {bad[0].name} canary. {found.message}")
-        if now - began > patience_s:
-            break
+        if found is not None or now - began >= patience_s:
+            return found
         time.sleep(0.5)
-    return None
 
 
 def kernel_logs(fleet: Fleet) -> dict[str, tuple[str, ...]]:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from glmplan.errors import GlmplanError, NotHealthyError
-from glmplan.fleet.canary import CanarySettings, run_canaries
+from glmplan.errors import GlmplanError, NotHealthyError, UnreachableError
+from glmplan.fleet.canary import AN_ANSWER, CanarySettings, run_canaries
 from glmplan.fleet.deployment import Deployment
 from glmplan.fleet.follow import failure_of_running, poll_once, views
 from glmplan.fleet.hosts import Fleet
@@ -105,7 +105,12 @@ def _wrong_answer(fleet: Fleet, deployment: Deployment) -> str | None:
     if not known:
         return None
     settings = CanarySettings(only=(known[0],), context_tokens=deployment.plan.settings.context_tokens, timeout_s=120.0)
-    result = run_canaries(head_ask(fleet, deployment), settings)[0]
+    try:
+        result = run_canaries(head_ask(fleet, deployment), settings)[0]
+    except UnreachableError:
+        return None  # the next polls tell whether the host is lost
+    if result.status == "fail" and result.expected == AN_ANSWER:
+        return f"The server no longer answers: {result.got}"
     if result.status == "fail":
         return f"The server no longer answers rightly: {known[0]} expected {result.expected!r} and got {result.got!r}."
     return None

@@ -92,7 +92,8 @@ class Hub:
         self._joined: dict[int, _Joined] = {}
         self._arrived: dict[str, set[int]] = {}
         self._lock = threading.Lock()
-        self._closed = self._broken = False
+        self._closed = False
+        self._lost: dict[str, Any] | None = None
         for work in (self._accept, self._beat):
             threading.Thread(target=work, daemon=True).start()
 
@@ -137,10 +138,12 @@ class Hub:
 
     def _lose(self, member: _Joined) -> None:
         """Tell all, unless they know of another: what follows a loss must not read as its cause."""
+        words = {"lost": member.rank, "where": member.entry["address"]}
         with self._lock:
-            first, self._broken = not self._broken, True
-        if first:
-            self._tell({"lost": member.rank, "where": member.entry["address"]})
+            if self._lost is not None:
+                return
+            self._lost = words
+        self._tell(words)
 
     def _join(self, sock: socket.socket, message: dict[str, Any]) -> _Joined | None:
         rank, entry = int(message["join"]), message["entry"]
@@ -151,8 +154,10 @@ class Hub:
                     write_line(sock, {"refused": what})
                 return None
             member = self._joined[rank] = _Joined(rank, sock, entry)
-            complete = len(self._joined) == self._world_size
-        if complete:
+            complete, lost = len(self._joined) == self._world_size, self._lost
+        if lost is not None:
+            member.send(lost)
+        elif complete:
             self._tell({"table": [self._joined[r].entry for r in range(self._world_size)]})
         return member
 

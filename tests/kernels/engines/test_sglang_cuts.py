@@ -89,7 +89,7 @@ def test_the_forced_cuts_are_the_planner_s_refused_one_and_hold_only_when_the_na
         "force", "force", "force", "off", "force",
     ]  # fmt: skip
     step = pipeline.Step("untried", [], (6,), pipeline.CANARY_ENDED, 6)
-    step.text = ready_and("The server ended while it was asked the reference canary. The worker on local#2-3 ended.")
+    step.text = ready_and("The reference canary got no answer. The worker on local#2-3 ended.")
     assert step.holds
     step.text = "The worker on local#2-3 ended."
     assert not step.holds
