@@ -150,3 +150,17 @@ def test_words_that_are_no_protocol_do_no_harm(stack: ExitStack) -> None:
         with socket.create_connection(("127.0.0.1", world.port)) as sock:
             sock.sendall(words)
     world.join()
+
+
+def test_who_joins_after_a_loss_hears_of_it(stack: ExitStack) -> None:
+    world = World(3, stack)
+    first, *others = world.members
+    with ThreadPoolExecutor(3) as pool:
+        began = pool.submit(first.join, "127.0.0.1", world.port, {"node": 0})
+        until(lambda: world.hub.count == 1)
+        first.close()
+        with pytest.raises(LostError):
+            began.result(timeout=5)
+        for member in others:
+            with pytest.raises(LostError, match=r"Connection closed by peer \[127\.0\.0\.1\] \(rank 0\)"):
+                pool.submit(member.join, "127.0.0.1", world.port, {"node": 1}).result(timeout=4)
