@@ -157,7 +157,7 @@ def test_experts_get_two_tables_where_the_engine_looks(home: Home):
 
 
 def test_experts_that_were_stopped_go_on_with_the_rows_that_are_missing(home: Home):
-    home.engine(case_s=1.5)
+    home.engine(case_s=2.5)
     asked = ("--experts", "256,128", "--rows", "1,2,4,8")
     process = home.start(*asked)
     partial = home.tables.parent / "moe" / "partial" / f"{UP}.part"
@@ -201,7 +201,7 @@ def test_what_is_there_is_kept_and_measured_again_only_when_asked(home: Home):
 
 
 def test_ctrl_c_stops_the_tuner_keeps_its_tables_and_the_next_run_goes_on(home: Home):
-    home.engine(case_s=1.5)
+    home.engine(case_s=2.5)
     process = home.start(*TWO)
     wait_until("the first table", lambda: (home.tables / FIRST).exists())
     process.send_signal(signal.SIGINT)
@@ -217,7 +217,7 @@ def test_ctrl_c_stops_the_tuner_keeps_its_tables_and_the_next_run_goes_on(home: 
 
 
 def test_a_controller_that_dies_finds_the_tuner_again(home: Home):
-    home.engine(case_s=1.0)
+    home.engine(case_s=3.0)
     process = home.start(*TWO)
     wait_until("the tuner", home.starts)
     process.kill()

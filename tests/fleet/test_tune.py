@@ -83,7 +83,7 @@ def test_a_link_that_is_lost_and_comes_back_costs_nothing(controller: Controller
 
 
 def test_a_host_that_reboots_ends_it_and_the_next_run_goes_on(controller: Controller, tmp_path: Path):
-    asked = words(controller.hosts, tmp_path, case_s=1.0)
+    asked = words(controller.hosts, tmp_path, case_s=2.5)
     with controller.program(*asked) as process:
         wait_until("the first table", (tmp_path / "out" / FIRST).exists)
         controller.hosts.reboot("h1")
