@@ -43,9 +43,7 @@ def minutes(seconds: float) -> str:
 
 def verdict(result: CanaryResult) -> str:
     """One line about a canary."""
-    from glmplan.fleet.canary import AN_ANSWER
-
-    wrong = "NONE" if result.expected == AN_ANSWER else "WRONG"
+    wrong = "NONE" if result.unanswered else "WRONG"
     words = {"pass": "ok", "fail": wrong, "skip": "skipped"}.get(result.status, result.status)
     return f"canary {result.name:<14} {words:<8} {result.seconds:5.1f} s  {result.note}".rstrip()
 

@@ -72,6 +72,16 @@ class CanaryResult(Frozen):
     note: str = ""
     seconds: float = 0.0
 
+    @property
+    def unanswered(self) -> bool:
+        """It failed because no answer came."""
+        return self.status == "fail" and self.expected == AN_ANSWER
+
+    @property
+    def difference(self) -> str:
+        """The words for a canary that failed."""
+        return f"{self.name} expected {self.expected!r} and got {self.got!r}"
+
 
 @dataclass(frozen=True)
 class _Asked:
@@ -121,7 +131,7 @@ def require_right(results: tuple[CanaryResult, ...]) -> None:
     """Raise WrongAnswersError naming every canary that failed, or if none could be asked at all."""
     bad = [result for result in results if result.status == "fail"]
     if bad:
-        words = "; ".join(f"canary {one.name} expected {one.expected!r} and got {one.got!r}" for one in bad)
+        words = "; ".join(f"canary {one.difference}" for one in bad)
         raise WrongAnswersError(f"The server answers wrongly: {words}.", "Do not serve from it. Read its log.")
     if not any(result.status == "pass" for result in results):
         notes = "; ".join(f"{one.name}: {one.note}" for one in results)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from glmplan.errors import NotHealthyError, UnreachableError, WrongAnswersError
 from glmplan.facts.base import Frozen
 from glmplan.fleet.calibration import RankComparison, calibrations, compare, measure, save_calibration
-from glmplan.fleet.canary import AN_ANSWER, CanaryResult, CanarySettings, run_canaries
+from glmplan.fleet.canary import CanaryResult, CanarySettings, run_canaries
 from glmplan.fleet.deadline import LoadWork
 from glmplan.fleet.deployment import API_KEY_FILE, Deployment, save
 from glmplan.fleet.diagnosis import Diagnosis, diagnose, new_kernel_lines
@@ -62,7 +62,7 @@ class AnswersWrong(WrongAnswersError):
 
     def __init__(self, results: tuple[CanaryResult, ...], stops: tuple[HostStop, ...]) -> None:
         bad = [result for result in results if result.status == "fail"]
-        words = "; ".join(f"{result.name} expected {result.expected!r} and got {result.got!r}" for result in bad)
+        words = "; ".join(result.difference for result in bad)
         super().__init__(f"The server answers wrongly: {words}.", "Nothing is served: every node was stopped. See the logs.")
         self.results, self.stops = results, stops
 
@@ -196,8 +196,8 @@ def judge(
         observer.judged(result)
         if result.status != "fail":
             return
-        if result.expected != AN_ANSWER:
-            wrong.append(f"{result.name} expected {result.expected!r} and got {result.got!r}")
+        if not result.unanswered:
+            wrong.append(result.difference)
             return
         found = ended_node(fleet, deployment, nodes, judgement.limits, patience_s)
         patience_s = 0.0

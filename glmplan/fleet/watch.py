@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from glmplan.errors import GlmplanError, NotHealthyError, UnreachableError
-from glmplan.fleet.canary import AN_ANSWER, CanarySettings, run_canaries
+from glmplan.fleet.canary import CanarySettings, run_canaries
 from glmplan.fleet.deployment import Deployment
 from glmplan.fleet.follow import failure_of_running, poll_once, views
 from glmplan.fleet.hosts import Fleet
@@ -109,8 +109,8 @@ def _wrong_answer(fleet: Fleet, deployment: Deployment) -> str | None:
         result = run_canaries(head_ask(fleet, deployment), settings)[0]
     except UnreachableError:
         return None  # the next polls tell whether the host is lost
-    if result.status == "fail" and result.expected == AN_ANSWER:
+    if result.unanswered:
         return f"The server no longer answers: {result.got}"
     if result.status == "fail":
-        return f"The server no longer answers rightly: {known[0]} expected {result.expected!r} and got {result.got!r}."
+        return f"The server no longer answers rightly: {result.difference}."
     return None

@@ -225,11 +225,7 @@ class Case:
             launches = [lambda one=one: self.run(part, config, one) for one in range(len(self.routings))]
             return self._graph_us(launches, (part,))
         except Exception as error:
-            if beyond_limits(error):
-                return float("inf")
-            if isinstance(error, RuntimeError):
-                raise self._told(part, config, error) from error
-            raise
+            return self._never(part, config, error)
 
     def pair_us(self, configs: tuple[Config, Config] | None) -> float:
         """Sorting and both GEMMs; None for the engine's default."""
@@ -243,11 +239,15 @@ class Case:
         try:
             return self._graph_us([lambda one=one: launch(one) for one in range(len(self.routings))], ("up", "down"))
         except Exception as error:
-            if beyond_limits(error):
-                return float("inf")
-            if isinstance(error, RuntimeError):
-                raise self._told("up and down", up, error) from error
-            raise
+            return self._never("up and down", up, error)
+
+    def _never(self, part: str, config: Config, error: Exception) -> float:
+        """Infinite time for what the GPU cannot run; any other failure goes on, with the case that failed."""
+        if beyond_limits(error):
+            return float("inf")
+        if isinstance(error, RuntimeError):
+            raise self._told(part, config, error) from error
+        raise error
 
     def _graph_us(self, launches: Sequence[Any], parts: Sequence[str]) -> float:
         from glmplan.kernels.results import graph_microseconds

@@ -59,14 +59,13 @@ class _Compiled:
         return lambda *arguments, **words: self.kernel.warmup(*arguments, grid=grid, **words)
 
 
-def limits() -> tuple[type[Exception], ...]:
-    """What Triton raises where a tile is too large for the GPU or its compiler."""
+def beyond_limits(error: Exception) -> bool:
+    """Whether this tile is too large for the GPU or its compiler, which is no error of the search.
+
+    MLIR's passes raise a plain RuntimeError.
+    """
     from triton.compiler.errors import CompilationError
     from triton.runtime.errors import OutOfResources, PTXASError
 
-    return (OutOfResources, PTXASError, CompilationError)
-
-
-def beyond_limits(error: Exception) -> bool:
-    """Whether this tile cannot run here, which is no error of the search: MLIR's passes raise a plain RuntimeError."""
-    return isinstance(error, limits()) or (isinstance(error, RuntimeError) and "PassManager" in str(error))
+    too_large = isinstance(error, (OutOfResources, PTXASError, CompilationError))
+    return too_large or (isinstance(error, RuntimeError) and "PassManager" in str(error))

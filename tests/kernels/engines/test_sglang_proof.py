@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import textwrap
 import time
 import urllib.request
 from pathlib import Path
@@ -19,28 +18,22 @@ from typing import Any
 import pytest
 
 from benchmarks.proof import agreement, eagle, harness, judge, speed
+from tests.kernels.engines.answering import program
 
 RECORDS = sorted((Path(__file__).resolve().parents[3] / "docs/proof").glob("*.json"))
 SERVER = """
-    import http.server, json, os, sys, time
-    argument = lambda name: sys.argv[sys.argv.index(name) + 1]
     if os.environ.get("PRETEND") == "die":
         sys.exit("glmplan port failed: on purpose")
     if os.environ.get("GLMPLAN_PORT") == "force":
         print("glmplan port: glmplan=0 sglang=0.5.23 sm=90 compiled_for=90 replaced=a", file=sys.stderr, flush=True)
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *_): pass
-        def answer(self, body):
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
+    class Handler(Answering):
         def do_GET(self):
             if os.environ.get("PRETEND") == "hang":
                 time.sleep(60)
             self.answer({})
         def do_POST(self):
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked = self.asked()
             shift = 3.0 if os.environ.get("PROOF_SABOTAGE") == "1" else 0.0
             count = asked["sampling_params"]["max_new_tokens"]
             rows = [[-1.0 - shift, 5, None] for _ in range(count)]
@@ -48,7 +41,7 @@ SERVER = """
                     "spec_verify_ct": max(count // 2, 1)}
             self.answer([{"output_ids": [5] * count, "meta_info": told} for _ in asked["input_ids"]])
 
-    http.server.ThreadingHTTPServer(("127.0.0.1", int(argument("--port"))), Handler).serve_forever()
+    serve(Handler)
 """
 
 
@@ -57,7 +50,7 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> harness.Setting:
     site = tmp_path / "site"
     (site / "sglang").mkdir(parents=True)
     (site / "sglang/__init__.py").write_text("")
-    (site / "sglang/launch_server.py").write_text(textwrap.dedent(SERVER))
+    (site / "sglang/launch_server.py").write_text(program(SERVER))
     logs = tmp_path / "logs"
     logs.mkdir()
     monkeypatch.setattr(harness, "FIRST_PORT", random.randrange(20000, 30000))

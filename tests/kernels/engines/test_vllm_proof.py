@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import random
 import tarfile
-import textwrap
 from pathlib import Path
 
 import pytest
 
 from benchmarks.proof import agreement, harness, vllm_agreement
+from tests.kernels.engines.answering import program
 
 SERVER = """
-    import http.server, json, os, sys
-    argument = lambda name: sys.argv[sys.argv.index(name) + 1]
     backend = argument("--attention-backend")
     if os.environ.get("GLMPLAN_RUN_AS"):
         print("(EngineCore pid=7) ERROR 11-21 10:00:00 [core.py:1] torch.AcceleratorError: CUDA error: on purpose")
@@ -21,16 +19,11 @@ SERVER = """
     if os.environ.get("GLMPLAN_PORT") == "force":
         print("glmplan port: glmplan=0 vllm=0.33.0 sm=90 compiled_for=90 replaced=a", flush=True)
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *_): pass
-        def answer(self, body):
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
+    class Handler(Answering):
         def do_GET(self):
             self.answer({})
         def do_POST(self):
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked = self.asked()
             assert asked["logprobs"] == asked["prompt_logprobs"] == 0
             shift = 3.0 if os.environ.get("PROOF_SABOTAGE") == "1" else 0.0
             count = asked["max_tokens"]
@@ -40,7 +33,7 @@ SERVER = """
                 "prompt_logprobs": [None, *map(row, ids[1:])],
             } for number, ids in reversed(list(enumerate(asked["prompt"])))]})
 
-    http.server.ThreadingHTTPServer(("127.0.0.1", int(argument("--port"))), Handler).serve_forever()
+    serve(Handler)
 """
 
 
@@ -50,7 +43,7 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> harness.Setting:
     main.parent.mkdir(parents=True)
     for folder in main.parents[:3]:
         (folder / "__init__.py").touch()
-    main.write_text(textwrap.dedent(SERVER))
+    main.write_text(program(SERVER))
     (tmp_path / "logs").mkdir()
     monkeypatch.setattr(harness, "FIRST_PORT", random.randrange(30000, 40000))
     monkeypatch.setattr(harness, "PORT_STEP", 60)
