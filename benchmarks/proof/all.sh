@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Every proof, side by side where they do not disturb each other:  bash benchmarks/proof/all.sh OUT [STEP ...]
-# on a machine with four GPUs. Steps, in this order unless named:
-#   together   agreement of three KV formats and drafts (SITE), a first look at vLLM (SITE_VLLM)
-#   speed      stock against port, one server a GPU, nothing beside it (SITE)
+# on a machine with four GPUs, or with fewer, where less runs side by side; cuts and pipeline need two.
+# Steps, in this order unless named:
+#   together   agreement and drafts (SITE); with four GPUs raw rows (SITE) and a first look at vLLM (SITE_VLLM), too
+#   apart      the older engine's agreement (SITE_OLD); with four GPUs what `tables` has, too, with fewer the raw rows (SITE)
+#   tables     tables on GPU 0 (SITE), vLLM's agreement on the last GPU (SITE_VLLM); with four GPUs a part of `apart`
 #   cuts       the older engine's pipeline cuts through launch, which needs all GPUs empty (SITE_OLD)
-#   apart      the older engine's agreement on GPUs 1 and 2 (SITE_OLD), tables on GPU 0 (SITE), vLLM on GPU 3 (SITE_VLLM)
-#   pipeline   TP2 x PP2 through launch, which needs all GPUs empty (SITE)
+#   speed      stock against port, one server a GPU, nothing beside it (SITE)
+#   pipeline   two nodes through launch, TP2 x PP2 with four GPUs, which needs all of them empty (SITE)
 # SITE, SITE_OLD, SITE_VLLM: folders of packages; what needs one that is not set is left out and said. SECONDS_EACH bounds each
 # script (default 400, its preparations counted; a minute more to write). Each script's results and its output, NAME.log, are
 # in OUT/STEP.tar.gz, made anew twice a minute: one file a step, for places that give few files back. launch needs glmplan's own
@@ -16,6 +18,9 @@ cd "$(dirname "$0")/../.."
 export PYTHONUNBUFFERED=1
 each=${SECONDS_EACH:-400} python=${PYTHON:-python3} failed=0 running=()
 results=$(mktemp -d)
+gpus=$(nvidia-smi -L | grep -c '^GPU ')
+if [ "$gpus" = 0 ]; then echo "nvidia-smi lists no GPU; the proofs need one, cuts and pipeline two."; exit 2; fi
+last=$((gpus - 1)) wide=$((gpus >= 4)) per=$((gpus >= 4 ? 4 : 7))
 
 start() { # NAME SITE GPUS PORT MODULE ARGUMENTS...: in the background
   local name=$1 site=$2 gpus=$3 port=$4 module=$5
@@ -62,22 +67,36 @@ finish() { # all that was started; a run that is cut leaves what there was half 
   running=()
 }
 
-[ $# -gt 0 ] || set -- together speed cuts apart pipeline
+tables() {
+  start tune "${SITE:-}" 0 20000 tune --seconds "$each"
+  [ "$gpus" != 1 ] || finish # tiles are timed, with nothing beside them
+  start vllm "${SITE_VLLM:-}" $last 24000 vllm_agreement --per-gpu 7 --seconds "$each"
+}
+
+raw() { start raw "${SITE:-}" "" 15000 agreement --kv raw --per-gpu 4 --seconds "$each"; }
+
+if [ $# -eq 0 ]; then
+  set -- together apart cuts speed pipeline
+  [ $wide = 1 ] || set -- together apart tables cuts speed pipeline
+fi
 for step in "$@"; do
   case $step in
     together)
-      start agreement "${SITE:-}" "" 10000 agreement --kv fp8 bf16 --per-gpu 4 --seconds "$each"
-      start raw "${SITE:-}" "" 15000 agreement --kv raw --per-gpu 4 --seconds "$each"
-      start eagle "${SITE:-}" "" 20000 eagle --per-gpu 4 --seconds "$each"
-      start vllm-smoke "${SITE_VLLM:-}" 3 24000 vllm_agreement --smoke --seconds "$each" ;;
-    speed) start speed "${SITE:-}" "" 26000 speed --seconds "$each" ;;
-    cuts) start cuts "${SITE_OLD:-}" "" 10000 pipeline --part cuts --seconds "$each" ;;
-    pipeline) start pipeline "${SITE:-}" "" 10000 pipeline --seconds "$each" ;;
+      start agreement "${SITE:-}" "" 10000 agreement --kv fp8 bf16 --per-gpu $per --seconds "$each"
+      start eagle "${SITE:-}" "" 20000 eagle --per-gpu $per --seconds "$each"
+      if [ $wide = 1 ]; then
+        raw
+        start vllm-smoke "${SITE_VLLM:-}" $last 24000 vllm_agreement --smoke --seconds "$each"
+      fi ;;
     apart)
-      start older "${SITE_OLD:-}" 1,2 10000 agreement --kv fp8 bf16 --per-gpu 7 --seconds "$each"
-      start tune "${SITE:-}" 0 20000 tune --seconds "$each"
-      start vllm "${SITE_VLLM:-}" 3 24000 vllm_agreement --per-gpu 7 --seconds "$each" ;;
-    *) echo "$step is no step: together, speed, cuts, apart, pipeline"; exit 2 ;;
+      if [ $wide = 1 ]; then older=1,2; else older=; fi
+      start older "${SITE_OLD:-}" "$older" 10000 agreement --kv fp8 bf16 --per-gpu 7 --seconds "$each"
+      if [ $wide = 1 ]; then tables; else raw; fi ;;
+    tables) tables ;;
+    cuts) start cuts "${SITE_OLD:-}" "" 10000 pipeline --part cuts --seconds "$each" ;;
+    speed) start speed "${SITE:-}" "" 26000 speed --seconds "$each" ;;
+    pipeline) start pipeline "${SITE:-}" "" 10000 pipeline --seconds "$each" ;;
+    *) echo "$step is no step: together, apart, tables, cuts, speed, pipeline"; exit 2 ;;
   esac
   finish
 done

@@ -1,12 +1,13 @@
 """Proof (d): does `glmplan launch` start the real engine, on one GPU and as TP2 x PP2 on two nodes, and do they agree?
 
-`SITE=~/site python -m benchmarks.proof.pipeline OUT [--seconds 500] [--part cuts]`, on four GPUs; the part `cuts` takes a
-site of SGLang 0.5.13.post1. The nodes are `local#0-1` and `local#2-3`: two loopback addresses of this machine, each with a
-node program, a state folder and a worker of its own. The checkpoint is the small one of the other proofs, with a
-tokenizer. Its text means nothing, so answers are judged by the `reference` canary: greedy tokens and log-probabilities that
-the one-GPU launch gave. For an engine that does not relay top-k between stages, a cut on a layer without an indexer is
-refused by the planner; forced past it by an environment variable, it must not end in a healthy launch. Every launch that
-has to fail says who is to notice (`caught_by` tells it from what launch printed), and it holds only when that one did.
+`SITE=~/site python -m benchmarks.proof.pipeline OUT [--seconds 500] [--part cuts]`, on four GPUs, or on two as TP1 x PP2;
+the part `cuts` takes a site of SGLang 0.5.13.post1. The nodes are `local#0-1` and `local#2-3` (`local#0` and `local#1`): two
+loopback addresses of this machine, each with a node program, a state folder and a worker of its own. The checkpoint is the
+small one of the other proofs, with a tokenizer. Its text means nothing, so answers are judged by the `reference` canary:
+greedy tokens and log-probabilities that the one-GPU launch gave. For an engine that does not relay top-k between stages, a
+cut on a layer without an indexer is refused by the planner; forced past it by an environment variable, it must not end in a
+healthy launch. Every launch that has to fail says who is to notice (`caught_by` tells it from what launch printed), and it
+holds only when that one did.
 
 SGLang 0.5.13.post1 (below srt/) begins each stage without top-k (models/deepseek_v2.py:2437), gives none to a layer without
 an indexer (models/deepseek_common/attention_forward_methods/forward_mla.py:277-295), and its sparse attention cannot do
@@ -131,16 +132,39 @@ def planned(model: Path, site: Path, *words: str) -> list[str]:
     ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class TwoNodes:
+    """Half of the GPUs each."""
+
+    gpus: tuple[int, ...]
+
+    @property
+    def tp(self) -> int:
+        """GPUs per node: 2 of four, 1 of two or three."""
+        if len(self.gpus) < 2:
+            raise SystemExit(f"Two nodes need two GPUs and {len(self.gpus)} is visible.")
+        return min(len(self.gpus) // 2, 2)
+
+    @property
+    def hosts(self) -> tuple[str, str]:
+        named = [self.gpus[begin : begin + self.tp] for begin in (0, self.tp)]
+        return ("--hosts", ",".join("local#" + "-".join(map(str, dict.fromkeys((of[0], of[-1])))) for of in named))
+
+    def pin(self, stages: str = "") -> tuple[str, str]:
+        return ("--pin", f"tp={self.tp},pp=2,nodes=2" + (f",stages={stages}" if stages else ""))
+
+
 def pipeline(run: Run, silent: tuple[str, ...]) -> None:
     """One GPU as the reference, then two nodes against it."""
     model, site, out = run.setting.models["spoken"], run.setting.site, run.setting.work / "answers.json"
     common = planned(model, site, *silent)
+    nodes = TwoNodes(run.setting.gpus)
     run.glmplan("one GPU: launch", "launch", "--hosts", "local#0", "--name", "one", "--no-canary", *common)
     run.glmplan("one GPU: record", "verify", "--url", "http://127.0.0.1:30000", "--record", str(out), "--force", *LOOSE)
     run.glmplan("one GPU: stop", "stop", "one")
     run.glmplan(
-        "two nodes: launch", "launch", "--hosts", "local#0-1,local#2-3", "--pin", "tp=2,pp=2,nodes=2", "--name", "two",
-        "--canary-reference", str(out), "--canaries", "reference", *common,
+        "two nodes: launch", "launch", *nodes.hosts, *nodes.pin(), "--name", "two", "--canary-reference", str(out),
+        "--canaries", "reference", *common,
     )  # fmt: skip
     run.glmplan("two nodes: status", "status", "two")
     run.glmplan("two nodes: stop", "stop", "two", "--forget")
@@ -151,18 +175,18 @@ def cuts(run: Run, silent: tuple[str, ...]) -> None:
     model, site, out = run.setting.models["spoken"], run.setting.site, run.setting.work / "answers-0.5.13.json"
     own = ("--engine", "sglang-0.5.13.post1")
     common = planned(model, site, *own, *silent)
-    hosts = ("--hosts", "local#0-1,local#2-3")
+    nodes = TwoNodes(run.setting.gpus)
     run.glmplan(
-        "cut on a shared layer: size", "size", "--gpus", "4x h200", "--nodes", "2", "--model-path", str(model),
-        "--pin", "tp=2,pp=2,nodes=2,stages=3/4", *own, "--kernel-port", "force", wanted=(2,), catcher=PLANNER,
+        "cut on a shared layer: size", "size", "--gpus", f"{2 * nodes.tp}x h200", "--nodes", "2", "--model-path", str(model),
+        *nodes.pin("3/4"), *own, "--kernel-port", "force", wanted=(2,), catcher=PLANNER,
     )  # fmt: skip
     run.glmplan("0.5.13, one GPU: launch", "launch", "--hosts", "local#0", "--name", "old", "--no-canary", *common)
     run.glmplan(
         "0.5.13, one GPU: record", "verify", "--url", "http://127.0.0.1:30000", "--record", str(out), "--force", *LOOSE
     )
     run.glmplan("0.5.13, one GPU: stop", "stop", "old")
-    judged = ("--canary-reference", str(out), "--canaries", "reference", "--pin", "tp=2,pp=2,nodes=2,stages=2/5")
-    run.glmplan("0.5.13, legal cut: launch", "launch", *hosts, "--name", "legal", *judged, *common)
+    judged = ("--canary-reference", str(out), "--canaries", "reference", *nodes.pin("2/5"))
+    run.glmplan("0.5.13, legal cut: launch", "launch", *nodes.hosts, "--name", "legal", *judged, *common)
     run.glmplan("0.5.13, legal cut: stop", "stop", "legal")
     attempts = (
         ("forced", (), 6, PLUGIN),
@@ -170,7 +194,8 @@ def cuts(run: Run, silent: tuple[str, ...]) -> None:
         ("recomputed", RECOMPUTED, 7, CANARY_WRONG),
     )
     for name, more, code, catcher in attempts:
-        words = ("launch", *hosts, "--name", name, *judged, *common, *FORCED, *more)  # of an option twice, the later counts
+        # of an option twice, the later counts
+        words = ("launch", *nodes.hosts, "--name", name, *judged, *common, *FORCED, *more)
         run.glmplan(f"0.5.13, {name} cut: launch", *words, wanted=(code,), catcher=catcher)
         run.glmplan(f"0.5.13, {name} cut: stop", "stop", name)
 

@@ -66,6 +66,22 @@ def test_who_is_said_to_have_stopped_a_launch():
     assert pipeline.caught_by(7, ready_and(AnswersWrong((silent,), ()).message)) is None
 
 
+@pytest.mark.parametrize(
+    ("gpus", "hosts", "pin"),
+    [
+        ((0, 1, 2, 3), "local#0-1,local#2-3", "tp=2,pp=2,nodes=2,stages=2/5"),
+        ((0, 1), "local#0,local#1", "tp=1,pp=2,nodes=2,stages=2/5"),
+        ((2, 5, 7), "local#2,local#5", "tp=1,pp=2,nodes=2,stages=2/5"),
+    ],
+)
+def test_two_nodes_have_half_of_the_gpus_each(gpus: tuple[int, ...], hosts: str, pin: str):
+    nodes = pipeline.TwoNodes(gpus)
+    assert nodes.hosts == ("--hosts", hosts)
+    assert nodes.pin("2/5") == ("--pin", pin)
+    with pytest.raises(SystemExit, match="need two GPUs and 1 is visible"):
+        pipeline.TwoNodes((3,)).hosts  # noqa: B018
+
+
 def test_the_forced_cuts_are_the_planner_s_refused_one_and_hold_only_when_the_named_one_caught_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
