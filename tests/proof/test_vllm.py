@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from benchmarks.proof import agreement, harness, vllm_agreement
-from tests.kernels.engines.answering import program
+from tests.proof.answering import first_of_free_ports, program
 
 SERVER = """
     backend = argument("--attention-backend")
@@ -45,7 +44,7 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> harness.Setting:
         (folder / "__init__.py").touch()
     main.write_text(program(SERVER))
     (tmp_path / "logs").mkdir()
-    monkeypatch.setattr(harness, "FIRST_PORT", random.randrange(30000, 40000))
+    monkeypatch.setattr(harness, "FIRST_PORT", first_of_free_ports(8, 60))
     monkeypatch.setattr(harness, "PORT_STEP", 60)
     plugin = harness.install_beside(tmp_path / "plugin", vllm_agreement.VLLM)
     return harness.Setting(
@@ -56,7 +55,7 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> harness.Setting:
 def test_a_whole_agreement_run(setting: harness.Setting):
     jobs = vllm_agreement.jobs(["bf16"], ["sm89"])
     jobs = [job for job in jobs if job.name != "bf16-sm89"]
-    outcomes = harness.run(jobs, setting, 60, per_gpu=5, first_wave=2)
+    outcomes = harness.run(jobs, setting, 200, per_gpu=5, first_wave=2)
     assert [item.error for item in outcomes.values()] == [None] * len(jobs)
     found = agreement.verdict(["bf16"], [], outcomes, len(vllm_agreement.LENGTHS) + len(vllm_agreement.BATCH))
     assert found["holds"], found["lines"]
@@ -67,7 +66,7 @@ def test_a_whole_agreement_run(setting: harness.Setting):
 def test_the_smoke_keeps_every_log_and_prints_the_cause(
     setting: harness.Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert vllm_agreement.smoke(setting, ["bf16"], ["sm80"], tmp_path / "out", 60) == 1
+    assert vllm_agreement.smoke(setting, ["bf16"], ["sm80"], tmp_path / "out", 200) == 1
     printed = capsys.readouterr().out
     assert "AcceleratorError: CUDA error: on purpose" in printed[printed.index("--- bf16-sm80") :]
     assert "bf16-port [5, 5, 5, 5, 5, 5, 5, 5] prompt_mean 0.00000" in printed

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import socket
 import textwrap
 
 _BEGINNING = """
@@ -25,3 +28,15 @@ _BEGINNING = """
 def program(server: str) -> str:
     """The whole text; `server` uses argument, serve and Answering."""
     return textwrap.dedent(_BEGINNING) + textwrap.dedent(server)
+
+
+def first_of_free_ports(count: int, step: int) -> int:
+    """A port below those that the kernel gives to outgoing connections (from 32,768), with as many behind it that nothing
+    has now."""
+    for _ in range(100):
+        first = random.randrange(11_000, 32_000 - count * step)
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+            for number in range(count):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", first + number * step))
+            return first
+    raise RuntimeError(f"no {count} free ports, {step} apart, were found")
