@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from tests.netns_host import PATH, SSHD, NetHost
-from tests.netns_wire import NETNS_ETC, Switch, command, remove_namespace
+from tests.netns_wire import NETNS_ETC, Switch, command, remove_namespace, wait_for
 
 __all__ = ["NETNS_ETC", "PATH", "NetHost", "Network", "network", "three_hosts", "why_not"]
 
@@ -74,7 +74,7 @@ class Network:
         return self.hosts[name]
 
     def run(
-        self, name: str, argv: Sequence[str], check: bool = True, stdin: str = "", timeout_s: float = 30.0
+        self, name: str, argv: Sequence[str], check: bool = True, stdin: str = "", timeout_s: float = 120.0
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the host, past sshd, with the environment that its sessions have."""
         host = self.hosts[name]
@@ -149,6 +149,15 @@ class Network:
         self._timers.append(timer)
         timer.start()
         return timer
+
+    def once(self, name: str, words: str, work: Callable[..., None], *more: Any) -> threading.Timer:
+        """Do one of these things as soon as this command runs on the host."""
+
+        def wait_and_work() -> None:
+            wait_for(f"{words} on {name}", lambda: words in self.pids(name).values())
+            work(*more)
+
+        return self.later(0.0, wait_and_work)
 
     def small_disk(self, name: str, size_bytes: int) -> None:
         """Put the host's state on a disk of this size, until it reboots."""

@@ -152,7 +152,7 @@ class NetHost:
         ready = self.folder / "mute.ready"
         ready.unlink(missing_ok=True)
         script = ["/bin/sh", "-c", 'exec "$0" -c "$@" &', sys.executable, MUTE, str(tcp_port), ready]
-        subprocess.run([*self.enter, *script], check=True, timeout=30)
+        subprocess.run([*self.enter, *script], check=True, timeout=120)
         wait_for("the mute service", ready.exists)
 
     def unmute(self) -> None:

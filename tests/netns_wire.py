@@ -19,7 +19,7 @@ NETNS_ETC = Path("/etc/netns")
 
 def command(*argv: object) -> str:
     """A command's output; its failure is an error with its words."""
-    done = subprocess.run([str(a) for a in argv], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run([str(a) for a in argv], capture_output=True, text=True, check=False, timeout=120)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, argv))}: {done.stderr.strip() or done.returncode}")
     return done.stdout
@@ -27,7 +27,7 @@ def command(*argv: object) -> str:
 
 def quiet(words: str) -> None:
     """A command that may fail."""
-    subprocess.run(words.split(), capture_output=True, check=False, timeout=30)
+    subprocess.run(words.split(), capture_output=True, check=False, timeout=120)
 
 
 def ip(words: str) -> str:
@@ -35,7 +35,7 @@ def ip(words: str) -> str:
     return command("ip", *words.split())
 
 
-def wait_for(what: str, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_for(what: str, condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until it is so."""
     end = time.monotonic() + seconds
     while not condition():
@@ -112,6 +112,12 @@ def _sweep() -> None:
     for line in ip("netns list").splitlines():
         name = line.split()[0]
         part = re.fullmatch(r"gp([0-9a-f]+)x[0-9]+-.*", name)
-        if part and not Path(f"/proc/{int(part[1], 16)}").exists() and not ip(f"netns pids {name}").strip():
+        if part and not Path(f"/proc/{int(part[1], 16)}").exists() and _is_empty(name):
             quiet(f"ip link del {name.split('-')[0]}c")
             remove_namespace(name)
+
+
+def _is_empty(namespace: str) -> bool:
+    """Whether it is there and nothing runs in it; its own process may have removed it since it was listed."""
+    done = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False, timeout=120)
+    return done.returncode == 0 and not done.stdout.strip()

@@ -9,6 +9,8 @@ from glmplan.facts.base import Frozen
 from glmplan.fleet.hosts import Fleet
 
 GRACE_S = 10.0
+MOST_S = 60.0
+"""Beside the grace: a start that is under way, killing, the record, and the GPUs' memory."""
 
 
 class HostStop(Frozen):
@@ -32,7 +34,7 @@ def stop_all(fleet: Fleet, name: str, hosts: Sequence[str] | None = None, grace_
     wanted = {host: {"deployment": name, "grace_s": grace_s} for host in (fleet.names if hosts is None else hosts)}
     if not wanted:
         return ()
-    outcomes = fleet.ask_all("stop", wanted, timeout_s=grace_s + 30.0)
+    outcomes = fleet.ask_all("stop", wanted, timeout_s=grace_s + MOST_S)
     found = []
     for host in wanted:
         outcome = outcomes[host]

@@ -27,9 +27,10 @@ class Member:
         self.rank, self.world_size = rank, world_size
         self._timeout_s, self._silent_s = timeout_s, silent_s
         self.table: list[dict[str, Any]] = []
-        self.on_lost: Callable[[str], None] = lambda reason: None
+        self._on_lost: Callable[[str], None] = lambda reason: None
         self._passed: set[str] = set()
         self._lost: str | None = None
+        self._loss_told = False
         self._change = threading.Condition()
         self._send_lock = threading.Lock()
         self._sock: socket.socket | None = None
@@ -79,9 +80,16 @@ class Member:
         except TimeoutError as error:  # without a deadline there is none
             raise LostError(str(error)) from None
 
+    def when_lost(self, tell: Callable[[str], None]) -> None:
+        """Call `tell` with the reason when the others are lost; at once if they are already."""
+        with self._change:
+            self._on_lost, late = tell, self._loss_told
+        if late:
+            tell(str(self._lost))
+
     def leave(self) -> None:
         """Say goodbye, so that nobody takes it for a death."""
-        self.on_lost = lambda reason: None
+        self._on_lost = lambda reason: None
         with suppress(LostError):
             self._say({"leave": 1})
 
@@ -121,8 +129,9 @@ class Member:
             reason = f"Connection to rank 0 lost: no sign of life for {self._silent_s:g} s ({error})"
         with self._change:
             self._lost = self._lost or reason
+            self._loss_told, tell = True, self._on_lost
             self._change.notify_all()
-        self.on_lost(self._lost)
+        tell(self._lost)
 
     def _take(self, message: dict[str, Any]) -> bool:
         """False when nothing more is worth reading."""

@@ -102,9 +102,19 @@ class _Node:
                 return 1
         if not self._serve():
             return 1
+        self._kill_later()
         while not self._died():
             time.sleep(0.1)
         return 1
+
+    def _kill_later(self) -> None:
+        """The fault die-serving:RANK:SECONDS, counted from when this node serves."""
+        for pid, rank in self._ranks.items():
+            fault = self._options.fault("die-serving", rank)
+            if fault is not None:
+                timer = threading.Timer(fault.seconds or 3.0, os.kill, (pid, signal.SIGKILL))
+                timer.daemon = True
+                timer.start()
 
     def _died(self) -> bool:
         """Whether a rank has ended; says so as SGLang does."""

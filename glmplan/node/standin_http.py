@@ -16,7 +16,7 @@ from typing import Any
 
 from .standin_answer import Refused, chat, complete, generate
 from .standin_options import Options
-from .standin_rank import plain
+from .standin_rank import plain, say
 
 OPEN_PATHS = ("/health", "/health_generate", "/ping", "/ready")
 MOST_BODY_BYTES = 64 << 20
@@ -80,6 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         if work is None:
             return self._send(404, {"detail": "Not Found"})
         if options.fault("no-answer"):
+            say("", f"Rehearsal: this question gets no answer: {path}")
             threading.Event().wait()
         try:
             found = work(body, options)

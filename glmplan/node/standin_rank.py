@@ -61,12 +61,8 @@ class Rank:
             self.member.arrive("ready")
         except LostError as error:
             self.fail(str(error))
-        self.member.on_lost = self.fail
+        self.member.when_lost(self.fail)
         ready()
-        fault = self.options.fault("die-serving", self.rank)
-        if fault is not None:
-            time.sleep(fault.seconds or 3.0)
-            os.kill(os.getpid(), signal.SIGKILL)
         threading.Event().wait()
 
     def fail(self, reason: str) -> None:

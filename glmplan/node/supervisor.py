@@ -30,7 +30,9 @@ IDLE_S = 1.0
 WAIT_S = 0.1
 """How soon the worker's end is noticed."""
 DRAIN_S = 2.0
-"""How long its last words are waited for."""
+"""How long the last words of what an ended worker left behind are waited for; its own are always."""
+PIPE_BYTES = 1 << 16
+"""Of one read; a pipe holds no more unless it is told to (pipe(7))."""
 PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
 
 
@@ -93,9 +95,11 @@ class _Follower:
         assert worker.stdout is not None
         self._place, self._worker, self._log, self._redactor = place, worker, log, redactor
         self._pipe = worker.stdout.fileno()
-        self._open, self._noted = True, False
+        self._open, self._noted, self._quiet = True, False, False
         self._status: int | None = None
         self._last = self._ended = time.monotonic()
+        self._ended_s = 0.0
+        self._unread = PIPE_BYTES
 
     def run(self) -> None:
         """Until the end of the worker and of what it left behind."""
@@ -111,18 +115,21 @@ class _Follower:
         self._log.write(self._redactor.flush(final=True))
 
     def _copy(self) -> None:
+        ended = self._status is not None
         if not select.select([self._pipe], [], [], WAIT_S)[0]:
+            self._quiet = ended
             if time.monotonic() - self._last > IDLE_S:
                 self._log.write(self._redactor.flush())
             return
-        data = os.read(self._pipe, 1 << 16)
+        data = os.read(self._pipe, PIPE_BYTES)
         self._open, self._last = bool(data), time.monotonic()
+        if ended:  # what the worker wrote is at most what the pipe held then; a short read emptied it
+            self._unread = self._unread - len(data) if len(data) == PIPE_BYTES else 0
         self._log.write(self._redactor.feed(data))
 
     def _drained(self) -> bool:
         """Whether the last words of the ended worker are in the log; what it left may talk on for ever."""
-        now = time.monotonic()
-        return not self._open or now - max(self._last, self._ended) > WAIT_S or now - self._ended > DRAIN_S
+        return not self._open or self._quiet or (self._unread <= 0 and time.monotonic() - self._ended > DRAIN_S)
 
     def _reap(self) -> None:
         """Take in the worker's end, and let adopted orphans go."""
@@ -131,14 +138,14 @@ class _Follower:
             while pid:
                 if pid == self._worker.pid:
                     self._worker.returncode = self._status = status
-                    self._ended = time.monotonic()
+                    self._ended, self._ended_s = time.monotonic(), time.time()
                 pid, status = os.waitpid(-1, os.WNOHANG)
 
     def _note(self, status: int) -> None:
         self._noted = True
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-        end = {"exit_status": code, "signal": number, "ended_s": time.time()}
+        end = {"exit_status": code, "signal": number, "ended_s": self._ended_s}
+        add_event(self._place, "exited", exit_status=code, signal=number)  # who reads the record finds the event too
         with suppress(OSError):
             write_json(self._place / "worker.json", {**read_json(self._place / "worker.json"), **end})
-        add_event(self._place, "exited", exit_status=code, signal=number)

@@ -22,11 +22,14 @@ from .worker_log import read_log
 
 LOCK_S = 60.0
 """A start holds the lock for seconds; reading the GPUs takes the longest."""
-STOP_LOCK_S = 5.0
+STOP_LOCK_S = launcher.START_S + 5.0
+"""A start that is under way has ended by then, or was given up: it must not come after its stop."""
 KILL_S = 8.0
 """After SIGKILL a process that stays is stuck in the kernel."""
+RECORD_S = 5.0
+"""A supervisor writes the end of its worker down within this time, also on a busy host."""
 GPU_FREE_S = 8.0
-"""The driver frees a dead process's memory within this time."""
+"""The driver frees a dead process's memory within this time; `gpu_free_s` of a request shortens it."""
 
 
 def start(request: dict[str, Any]) -> dict[str, Any]:
@@ -174,16 +177,14 @@ def poll(request: dict[str, Any]) -> dict[str, Any]:
 def stop(request: dict[str, Any]) -> dict[str, Any]:
     """End every process of a deployment, and show that none is left and that its GPU memory is free."""
     place = state.folder(request["deployment"])
-    with state.lock(
-        STOP_LOCK_S
-    ):  # a start that is under way comes to its end first; a stuck one does not protect its worker
+    with state.lock(STOP_LOCK_S):  # one that is stuck does not protect its worker
         told, _, was = _seen(place)
         if was == "running":
             state.add_event(place, "stopping", grace_s=request.get("grace_s", 10.0))
         ended = _end(place, float(request.get("grace_s", 10.0)))
         survivors = _alive(place)
         _end_supervisor(place)
-        gpus = worker_gpus.after_stop(told, {p.pid for p in ended}, GPU_FREE_S)
+        gpus = worker_gpus.after_stop(told, {p.pid for p in ended}, float(request.get("gpu_free_s", GPU_FREE_S)))
     held = [gpu for gpu in gpus if gpu["freed"] is False]
     if was == "running":
         state.add_event(place, "stopped", killed=len(ended), survivors=[p.pid for p in survivors])
@@ -228,7 +229,7 @@ def _still(place: Path, seen: dict[int, Process]) -> list[Process]:
 
 def _end_supervisor(place: Path) -> None:
     """Let it write its record; a stuck one is killed."""
-    deadline = time.monotonic() + 2.0
+    deadline = time.monotonic() + RECORD_S
     while is_alive(state.read_json(place / "worker.json").get("supervisor", {})):
         if time.monotonic() > deadline:
             with suppress(ProcessLookupError):

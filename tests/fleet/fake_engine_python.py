@@ -1,6 +1,7 @@
 """A Python with an engine and a GPU, for tests: the real tuner with a bench that works its times out instead of measuring.
 
 `fake_python(folder)` makes an environment of this shape; its `settings.json` says how slow each case is and what goes wrong.
+With `hold`, a path, case number `hold_from` (1 by default) and those after it wait until there is a file.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class Bench:
         if settings.get("no_cuda"):
             raise UnsupportedError("No CUDA GPU is visible to PyTorch.", "Tune on a machine with the GPU to tune for.")
         self.settings, self.setting = settings, {"gpu": self.device_name, "sglang": settings["version"]}
+        self.cases = 0
         noted = Path(settings.get("notes", os.devnull))
         with noted.open("a") as out:
             out.write(
@@ -73,6 +75,10 @@ class Bench:
             )
 
     def case(self, shape: Any, rows: int) -> Case:
+        self.cases += 1
+        if self.cases >= self.settings.get("hold_from", 1):
+            while not Path(self.settings.get("hold", "/")).exists():
+                time.sleep(0.05)
         return Case(self.settings, rows)
 
 
@@ -109,7 +115,12 @@ class ExpertBench(Bench):
             from glmplan.errors import DoesNotFitError
 
             raise DoesNotFitError("256 experts take 9.7 GB to tune.", "Tune with a larger --tp-size.")
-        return SimpleNamespace(case=lambda rows: ExpertCase(self.settings, rows))
+
+        def case(rows: int) -> ExpertCase:
+            self.case(shape, rows)
+            return ExpertCase(self.settings, rows)
+
+        return SimpleNamespace(case=case)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from glmplan.fleet.canary import CanarySettings, chosen, require_right, run_cana
 from glmplan.fleet.reference import Reference, detect_family, prompts, record
 from glmplan.fleet.served import Served, http_ask
 from tests.fleet.served_by import Behaviour, serving
+from tests.node.host import free_port
 
 ALWAYS = ("fact", "arithmetic", "needle", "long-needle", "tool", "repeat")
 
@@ -24,7 +25,7 @@ ALWAYS = ("fact", "arithmetic", "needle", "long-needle", "tool", "repeat")
 def judged(only=(), settings=None, **faults):
     """The results by name of a server with these faults."""
     with serving(Behaviour(**faults)) as (url, behaviour):
-        found = run_canaries(http_ask(url, faults.get("key")), settings or CanarySettings(only=tuple(only), timeout_s=10))
+        found = run_canaries(http_ask(url, faults.get("key")), settings or CanarySettings(only=tuple(only), timeout_s=60))
         return {result.name: result for result in found}, behaviour
 
 
@@ -187,7 +188,7 @@ def test_a_number_with_separators_is_the_number():
 
 
 def recorded(url, context=131_072, tolerance=0.1):
-    served = Served(http_ask(url), 10.0)
+    served = Served(http_ask(url), 60.0)
     family, version = detect_family(served.request)
     return record(served.request, served.model, family, version, context, tolerance)
 
@@ -271,10 +272,7 @@ def test_a_server_of_neither_engine_is_a_sentence():
 @pytest.fixture(scope="module")
 def standin():
     """A rehearsal's own server: one rank, one node, a real process."""
-    with socket.socket() as one, socket.socket() as two:
-        for each in (one, two):
-            each.bind(("127.0.0.1", 0))
-        http_port, port = one.getsockname()[1], two.getsockname()[1]
+    http_port, port = free_port(), free_port()
     words = f"--model-path glm --tp-size 1 --nnodes 1 --node-rank 0 --dist-init-addr 127.0.0.1:{port} --context-length 32768"
     command = [sys.executable, "-m", "glmplan.node", "standin", "python3", "-m", "sglang.launch_server", *words.split()]
     process = subprocess.Popen(
@@ -291,10 +289,10 @@ def standin():
 
 
 def _wait(url, process):
-    ask, until = http_ask(url), time.monotonic() + 30
+    ask, until = http_ask(url), time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
         try:
-            if ask("GET", "/health", None, 2.0)[0] == 200:
+            if ask("GET", "/health", None, 10.0)[0] == 200:
                 return
         except GlmplanError:
             time.sleep(0.1)
@@ -302,7 +300,7 @@ def _wait(url, process):
 
 
 def test_the_stand_in_passes_every_canary_by_reading_the_prompts(standin):
-    found = run_canaries(http_ask(standin), CanarySettings(timeout_s=30))
+    found = run_canaries(http_ask(standin), CanarySettings(timeout_s=120))
     assert {result.name: result.status for result in found if result.status != "pass"} == {
         "mtp": "skip",
         "reference": "skip",

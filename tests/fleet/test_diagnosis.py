@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 
@@ -16,6 +15,7 @@ from glmplan.fleet.log_lines import Phase
 from glmplan.fleet.phases import LogLine, NodeProgress
 from glmplan.units import GIB
 from tests.fleet.failure_lines import COMMON, KERNEL, OOM, SGLANG, VLLM
+from tests.node.host import free_port
 
 CASES = [
     *(("sglang", name, *case) for name, case in (COMMON | SGLANG).items()),
@@ -245,15 +245,12 @@ def test_a_wrong_signature_is_refused(change):
 
 @pytest.mark.parametrize(("fault", "name"), [("oom:1", "oom-loading"), ("die-at-load:1", "rank-killed")])
 def test_a_rehearsed_fault_is_told_from_the_stand_in_s_own_log(fault, name):
-    with socket.socket() as one, socket.socket() as two:
-        for each in (one, two):
-            each.bind(("127.0.0.1", 0))
-        http_port, port = one.getsockname()[1], two.getsockname()[1]
+    http_port, port = free_port(), free_port()
     words = f"--model-path glm --tp-size 2 --nnodes 1 --node-rank 0 --dist-init-addr 127.0.0.1:{port} --port {http_port}"
     command = [sys.executable, "-m", "glmplan.node", "standin", "python3", "-m", "sglang.launch_server", *words.split()]
     environment = {**os.environ, "GLMPLAN_REHEARSE_FAULT": fault}
     ran = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240, check=False
     )
     progress = NodeProgress("sglang", [(0, 0), (0, 1)], 2, True, 0.0)
     progress.feed(ran.stdout, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,19 @@ def _proc_texts(hosts: Network, kind: str) -> dict[str, str]:
 
 
 def _files_with(folder: Path, secret: str) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    """Files with it; one that is replaced while it is looked at is not among them."""
+    found = []
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file() and secret.encode() in path.read_bytes():
+                found.append(path)
+    return found
 
 
-@pytest.fixture
-def launched(three_hosts: Network, tmp_path: Path):
-    """A rehearsal with both secrets, stopped at the end."""
-    controller = Controller(three_hosts, tmp_path, {"PLANTED_KEY": KEY, "PLANTED_TOKEN": TOKEN})
+@pytest.fixture(scope="module")
+def launched(three_hosts: Network, tmp_path_factory: pytest.TempPathFactory):
+    """A rehearsal with both secrets that this module's tests only look at, stopped at the end."""
+    controller = Controller(three_hosts, tmp_path_factory.mktemp("state"), {"PLANTED_KEY": KEY, "PLANTED_TOKEN": TOKEN})
     ran = controller.launch("--name", "secret", "--api-key-env", "PLANTED_KEY", "--hf-token-env", "PLANTED_TOKEN")
     assert ran.code == 0, ran.err
     yield controller, ran

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +52,7 @@ def controller(hosts: Network, tmp_path: Path) -> Iterator[Controller]:
     left = found.left()
     if left:
         hosts.reboot("h1")
+    shutil.rmtree(hosts["h1"].state, ignore_errors=True)
     assert left == {}
 
 
@@ -61,47 +62,44 @@ def words(hosts: Network, folder: Path, **settings: Any) -> tuple[str, ...]:
 
 
 def test_a_link_that_is_lost_and_comes_back_costs_nothing(controller: Controller, tmp_path: Path):
-    asked = words(controller.hosts, tmp_path, case_s=1.5)
-    with controller.program(*asked, "--json") as process:
+    go_on = tmp_path / "go_on"
+    with controller.program(*words(controller.hosts, tmp_path, hold=str(go_on)), "--json") as tune:
+        tune.says("the tuner started")
         wait_until("the tuner", (tmp_path / "notes").exists)
         controller.hosts.drop_link("h1")
         try:
-            assert process.stderr is not None
-            lines = []
-            for line in process.stderr:
-                lines.append(line)
-                if "did not answer" in line or "is lost" in line or "broke" in line:
-                    break
+            signs = ("did not answer", "is lost", "broke")
+            wait_until("silence", lambda: any(sign in tune.err for sign in signs) or tune.process.poll() is not None, 240)
         finally:
             controller.hosts.restore_link("h1")
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, "".join(lines) + err
-    assert "h1: answers again" in err
+            go_on.touch()
+        assert tune.end() == 0, tune.err
+    assert "h1: answers again" in tune.err
     assert len((tmp_path / "notes").read_text().splitlines()) == 1
-    assert len(json.loads(out)["shapes"]) == 2
+    assert len(json.loads(tune.out)["shapes"]) == 2
     assert (tmp_path / "out" / SECOND).exists()
 
 
 def test_a_host_that_reboots_ends_it_and_the_next_run_goes_on(controller: Controller, tmp_path: Path):
-    asked = words(controller.hosts, tmp_path, case_s=2.5)
-    with controller.program(*asked) as process:
-        wait_until("the first table", (tmp_path / "out" / FIRST).exists)
+    go_on = tmp_path / "go_on"
+    asked = words(controller.hosts, tmp_path, hold=str(go_on), hold_from=3)
+    with controller.program(*asked) as tune:
+        wait_until("the first table", (tmp_path / "out" / FIRST).exists, 240)
         controller.hosts.reboot("h1")
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 1, err
-    assert "went with a reboot" in err or "vanished" in err
-    assert "Run the same command again" in err
+        assert tune.end() == 1, tune.err
+    assert "went with a reboot" in tune.err or "vanished" in tune.err
+    assert "Run the same command again" in tune.err
+    go_on.touch()
     ran = controller.run(*asked, "--json")
     assert ran.code == 0, ran.err
     assert [one["measured"] for one in json.loads(ran.out)["shapes"]] == [False, True]
 
 
 def test_ctrl_c_stops_the_tuner_on_the_host(controller: Controller, tmp_path: Path):
-    with controller.program(*words(controller.hosts, tmp_path, case_s=3.0)) as process:
-        wait_until("the tuner", (tmp_path / "notes").exists)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
+    with controller.program(*words(controller.hosts, tmp_path, hold=str(tmp_path / "never"))) as tune:
+        wait_until("the tuner", (tmp_path / "notes").exists, 240)
+        tune.interrupt()
+        assert tune.end() == 130, tune.err
     assert controller.left() == {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import time
@@ -16,6 +17,8 @@ from glmplan.transport.local import LocalTransport
 from glmplan.transport.node import call
 
 OWNER = "alice@laptop"
+PORTS = range(22_000, 29_000)
+"""Below the ports that the kernel gives out by itself, and none of glmplan's own defaults."""
 
 
 class Host:
@@ -28,7 +31,7 @@ class Host:
         self.python = python
         self._names: set[str] = set()
 
-    def ask(self, operation: str, timeout_s: float = 60.0, **request: Any) -> dict[str, Any]:
+    def ask(self, operation: str, timeout_s: float = 120.0, **request: Any) -> dict[str, Any]:
         return call(self.transport, operation, request, timeout_s=timeout_s, python=self.python)
 
     def start(self, *argv: str, deployment: str = "d", **more: Any) -> dict[str, Any]:
@@ -42,16 +45,16 @@ class Host:
     def poll(self, deployment: str = "d", **more: Any) -> dict[str, Any]:
         return self.ask("poll", deployment=deployment, **more)
 
-    def stop(self, deployment: str = "d", grace_s: float = 2.0) -> dict[str, Any]:
-        return self.ask("stop", deployment=deployment, grace_s=grace_s)
+    def stop(self, deployment: str = "d", grace_s: float = 20.0, **more: Any) -> dict[str, Any]:
+        return self.ask("stop", deployment=deployment, grace_s=grace_s, **more)
 
     def end(self) -> None:
         for name in self._names:
             with suppress(Exception):
-                self.stop(name, grace_s=0.0)
+                self.stop(name, grace_s=0.0, gpu_free_s=0.0)
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     """What the condition says once it is true; fails after so many seconds."""
     deadline = time.monotonic() + seconds
     while True:
@@ -76,6 +79,15 @@ def kill(pid: int) -> None:
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, and that no other test is given while this process runs: a name says whose it is."""
+    while True:
+        port, name = random.SystemRandom().choice(PORTS), socket.socket(socket.AF_UNIX)
+        try:
+            name.bind(f"\0glmplan-test-port-{port}")
+            with socket.socket() as probe:
+                probe.bind((address, port))
+        except OSError:
+            name.close()
+            continue
+        name.detach()
+        return port

@@ -12,22 +12,24 @@ from typing import Any
 
 import pytest
 
+from glmplan.node import collective, hub
 from glmplan.node.collective import Member
 from glmplan.node.hub import Hub, LostError, shut, write_line
 from glmplan.node.ring import Links
 from tests.node.host import free_port, until
 
-SILENT_S = 3.0
+LONG_S = 60.0
+"""Nobody is lost for being slow."""
 
 
 class World:
     """A hub and its members, closed in the end."""
 
-    def __init__(self, size: int, stack: ExitStack) -> None:
+    def __init__(self, size: int, stack: ExitStack, silent_s: float = LONG_S) -> None:
         self.port = free_port()
-        self.hub = Hub("127.0.0.1", self.port, size, SILENT_S)
+        self.hub = Hub("127.0.0.1", self.port, size, silent_s)
         stack.callback(self.hub.close)
-        self.members = [Member(rank, size, 5.0, SILENT_S) for rank in range(size)]
+        self.members = [Member(rank, size, LONG_S, LONG_S) for rank in range(size)]
         for member in self.members:
             stack.callback(member.close)
 
@@ -41,9 +43,10 @@ class World:
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
+    before = set(threading.enumerate())
     with ExitStack() as made:
         yield made
-    until(lambda: threading.active_count() == 1, 10)
+    until(lambda: set(threading.enumerate()) <= before)
 
 
 def test_all_ranks_meet_and_know_one_another(stack: ExitStack) -> None:
@@ -103,7 +106,7 @@ def test_a_lost_rank_is_told_to_all(stack: ExitStack) -> None:
     world.join()
     told: list[str] = []
     for member in world.members[:2]:
-        member.on_lost = told.append
+        member.when_lost(told.append)
     world.members[2].close()
     until(lambda: len(told) == 2)
     assert set(told) == {"Connection closed by peer [127.0.0.1] (rank 2)"}
@@ -111,34 +114,49 @@ def test_a_lost_rank_is_told_to_all(stack: ExitStack) -> None:
         world.members[0].arrive("never")
 
 
+def test_a_loss_that_came_first_is_told_all_the_same(stack: ExitStack) -> None:
+    world = World(2, stack)
+    world.join()
+    world.members[1].close()
+    with pytest.raises(LostError):
+        world.members[0].arrive("never")
+    told: list[str] = []
+    world.members[0].when_lost(told.append)
+    until(lambda: told)
+    assert told == ["Connection closed by peer [127.0.0.1] (rank 1)"]
+
+
 def test_a_goodbye_is_no_death(stack: ExitStack) -> None:
     world = World(2, stack)
     world.join()
     told: list[str] = []
-    world.members[0].on_lost = told.append
+    world.members[0].when_lost(told.append)
     world.members[1].leave()
     world.members[1].close()
     time.sleep(0.5)
     assert told == []
 
 
-def test_a_silent_rank_is_lost_although_nothing_was_closed(stack: ExitStack) -> None:
-    world = World(2, stack)
+def test_a_silent_rank_is_lost_although_nothing_was_closed(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (collective, hub):
+        monkeypatch.setattr(module, "BEAT_S", 0.1)
+    world = World(2, stack, silent_s=2.5)
     with ThreadPoolExecutor(1) as pool, socket.create_connection(("127.0.0.1", world.port)) as mute:
         joined = pool.submit(world.members[0].join, "127.0.0.1", world.port, {"node": 0})
+        until(lambda: world.hub.count == 1)
+        begin = time.monotonic()
         write_line(mute, {"join": 1, "world_size": 2, "entry": {"node": 1, "address": "10.9.9.9", "port": 1}})
         joined.result()
         told: list[str] = []
-        world.members[0].on_lost = told.append
-        begin = time.monotonic()
-        until(lambda: told, 10)
+        world.members[0].when_lost(told.append)
+        until(lambda: told)
         assert told == ["Connection closed by peer [10.9.9.9] (rank 1)"]
-        assert time.monotonic() - begin > SILENT_S - 1.5
+        assert time.monotonic() - begin >= 2.5
 
 
 def test_a_rank_of_another_world_is_refused(stack: ExitStack) -> None:
     world = World(2, stack)
-    stranger = Member(1, 4, 5.0, SILENT_S)
+    stranger = Member(1, 4, LONG_S, LONG_S)
     stack.callback(stranger.close)
     with pytest.raises(LostError, match="refused this rank: rank 1 of 4 cannot join 2 ranks"):
         stranger.join("127.0.0.1", world.port, {"node": 0})
@@ -160,7 +178,7 @@ def test_who_joins_after_a_loss_hears_of_it(stack: ExitStack) -> None:
         until(lambda: world.hub.count == 1)
         first.close()
         with pytest.raises(LostError):
-            began.result(timeout=5)
+            began.result(timeout=LONG_S / 2)
         for member in others:
             with pytest.raises(LostError, match=r"Connection closed by peer \[127\.0\.0\.1\] \(rank 0\)"):
-                pool.submit(member.join, "127.0.0.1", world.port, {"node": 1}).result(timeout=4)
+                pool.submit(member.join, "127.0.0.1", world.port, {"node": 1}).result(timeout=LONG_S / 2)

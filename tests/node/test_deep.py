@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +17,12 @@ from glmplan.transport.base import parse_hosts
 from glmplan.transport.local import LocalTransport
 from glmplan.transport.node import call
 from tests.doctor.torch_python import needs_torch, torch_python
+from tests.node.host import free_port
 
 HERE = "127.0.0.1"
 
 
-def deep(part: str, timeout_s: float = 60.0, **request: Any) -> dict[str, Any]:
+def deep(part: str, timeout_s: float = 240.0, **request: Any) -> dict[str, Any]:
     """One part in a process of its own."""
     body = {"part": part, "pythons": [torch_python()], "environment": {}, "gpu_indexes": [], **request}
     return call(LocalTransport(parse_hosts("local")[0]), "deep", {**body, "timeout_s": timeout_s}, timeout_s=timeout_s + 60)
@@ -32,16 +32,9 @@ def ranks(first: int, count: int, port: int, **request: Any) -> dict[str, Any]:
     """One host's ranks of a world of three."""
     wanted = {
         "first_rank": first, "local_ranks": count, "world_size": 3, "backend": "gloo", "address": HERE, "tcp_port": port,
-        "sizes_bytes": [8, 1 << 20], "link_bytes": 1 << 20, "join_s": 30.0, "rounds": [[[0, 1]], [[0, 2]], [[1, 2]]],
+        "sizes_bytes": [8, 1 << 20], "link_bytes": 1 << 20, "join_s": 120.0, "rounds": [[[0, 1]], [[0, 2]], [[1, 2]]],
     }  # fmt: skip
     return deep("ranks", **{**wanted, **request})
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind((HERE, 0))
-        return int(sock.getsockname()[1])
 
 
 @needs_torch
@@ -105,12 +98,12 @@ def test_the_pair_of_a_copy_that_hangs_is_named_and_nothing_is_left(tmp_path: Pa
         """echo '{"gpus": 2}'; echo '{"trying": [0, 1]}'\n"""
         """echo '{"source": 0, "target": 1, "direct": true, "wrong_elements": 0, "bytes_per_s": 1.0}'\n"""
         """echo '{"trying": [1, 0]}'\n"""
-        "exec sleep 60\n"
+        "exec sleep 600\n"
     )
     hangs.chmod(0o755)
     monkeypatch.setenv("TMPDIR", str(temporary))
-    body = {"part": "copies", "pythons": [str(hangs)], "gpu_indexes": [2, 5], "copy_bytes": 64, "timeout_s": 1}
-    found = call(LocalTransport(parse_hosts("local")[0]), "deep", body, timeout_s=30)
+    body = {"part": "copies", "pythons": [str(hangs)], "gpu_indexes": [2, 5], "copy_bytes": 64, "timeout_s": 4}
+    found = call(LocalTransport(parse_hosts("local")[0]), "deep", body, timeout_s=120)
     assert (found["overran"], found["stuck_at"]) == (True, [5, 2])
     assert [(pair["source"], pair["target"]) for pair in found["pairs"]] == [(2, 5)]
     assert not Path(f"/proc/{int(pid_file.read_text())}").exists()

@@ -49,7 +49,7 @@ def test_reading_a_folder_takes_weights_first_and_counts_what_it_read(tmp_path: 
     (tmp_path / "other.bin").write_bytes(bytes(64 * MIB))
     (tmp_path / "config.json").write_text("{}")
     assert [Path(path).name for path, _ in disk._largest(str(tmp_path))] == ["model-00001.safetensors", "other.bin"]
-    speed, sample = disk.read_speed(str(tmp_path), 5.0)
+    speed, sample = disk.read_speed(str(tmp_path), 120.0)
     assert sample == 112 * MIB
     assert speed is not None
     assert speed > MIB
@@ -60,7 +60,7 @@ def test_reading_ends_when_the_time_is_over(tmp_path: Path) -> None:
         stream.truncate(1 << 40)  # no data behind it, and far too much of it
     begin = time.monotonic()
     speed, sample = disk.read_speed(str(tmp_path), 0.3)
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 30  # the whole of it takes minutes on the fastest machine
     assert speed is not None
     assert 0 < sample < 1 << 40
 
@@ -72,7 +72,7 @@ def test_a_file_system_without_direct_reads_is_read_all_the_same() -> None:
     path = folder / f"glmplan-test-{os.getpid()}.safetensors"
     path.write_bytes(bytes(32 * MIB))
     try:
-        assert disk.read_speed(str(path), 1.0)[1] == 32 * MIB
+        assert disk.read_speed(str(path), 120.0)[1] == 32 * MIB
     finally:
         path.unlink()
 
@@ -92,7 +92,7 @@ def test_a_file_system_that_hangs_does_not_hold_up_the_rest(monkeypatch: pytest.
     release = threading.Event()
 
     def hang(path: str) -> None:
-        release.wait(10)
+        release.wait(120)
         raise OSError("stale handle")
 
     monkeypatch.setattr(disk.os, "statvfs", hang)

@@ -22,7 +22,7 @@ HERE = "127.0.0.1"
 
 def ask(operation: str, **request: Any) -> dict[str, Any]:
     """The operation in a process of its own."""
-    return call(LocalTransport(parse_hosts("local")[0]), operation, request, timeout_s=20)
+    return call(LocalTransport(parse_hosts("local")[0]), operation, request, timeout_s=120)
 
 
 def gone(pid: int) -> bool:
@@ -33,9 +33,9 @@ def gone(pid: int) -> bool:
         return True
 
 
-def ended(pid: int, within_s: float) -> bool:
-    """Whether it ends in time."""
-    deadline = time.monotonic() + within_s
+def ended(pid: int, before_s: float | None = None) -> bool:
+    """Whether it ends: before this time of the monotonic clock, or at all."""
+    deadline = time.monotonic() + 60.0 if before_s is None else before_s
     while not gone(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     return gone(pid)
@@ -56,7 +56,8 @@ def targets(port: int, name: str = "h1") -> list[dict[str, Any]]:
 
 
 def test_a_listener_greets_all_expected_callers_and_ends() -> None:
-    heard = ask("listen", address=HERE, tcp_ports=[0, 0], seconds=10, token="t1", callers=3)
+    began = time.monotonic()
+    heard = ask("listen", address=HERE, tcp_ports=[0, 0], seconds=sockets.LONGEST_LISTEN_S, token="t1", callers=3)
     assert [one["problem"] for one in heard["ports"]] == [None, None]
     first, second = (one["port"] for one in heard["ports"])
     assert not gone(heard["pid"])
@@ -64,21 +65,21 @@ def test_a_listener_greets_all_expected_callers_and_ends() -> None:
         found = ask("connect", targets=targets(first) + targets(second), token="t1")["results"]
         assert [one["problem"] for one in found] == [None, None]
         assert all(one["connect_s"] < 5 for one in found)
-    assert ended(heard["pid"], within_s=5)
+    assert ended(heard["pid"], before_s=began + sockets.LONGEST_LISTEN_S), "not by its own deadline"
     again = ask("ports", binds=[{"address": HERE, "port": first}])["ports"]
     assert again[0]["free"]
 
 
 def test_a_listener_ends_by_itself_when_nobody_calls() -> None:
     heard = ask("listen", address=HERE, tcp_ports=[0], seconds=0.5, token="t", callers=99)
-    assert ended(heard["pid"], within_s=5)
+    assert ended(heard["pid"])
 
 
 def test_a_caller_that_never_hangs_up_holds_nothing_beyond_the_deadline() -> None:
-    heard = ask("listen", address=HERE, tcp_ports=[0], seconds=1, token="t", callers=1)
+    heard = ask("listen", address=HERE, tcp_ports=[0], seconds=4, token="t", callers=1)
     with socket.create_connection((HERE, heard["ports"][0]["port"])) as caller:
         assert caller.recv(64) == b"glmplan t\n"
-        assert ended(heard["pid"], within_s=5)
+        assert ended(heard["pid"])
 
 
 def test_ports_in_use_are_told_and_the_others_listened_on(taken: socket.socket) -> None:
@@ -89,27 +90,26 @@ def test_ports_in_use_are_told_and_the_others_listened_on(taken: socket.socket) 
 
 def test_strangers_silence_and_refusal_are_told_apart(taken: socket.socket) -> None:
     with socket.socket() as closed:
-        closed.bind((HERE, 0))
-        refused = closed.getsockname()[1]
-    began = time.monotonic()
-    found = ask(
-        "connect",
-        targets=[
-            *targets(taken.getsockname()[1]),
-            *targets(refused),
-            {"name": "n", "address": "no.such.invalid", "port": 1},
-        ],
-        token="t",
-        timeout_s=0.5,
-    )["results"]
+        closed.bind((HERE, 0))  # nobody listens on it, and nobody else gets it
+        began = time.monotonic()
+        found = ask(
+            "connect",
+            targets=[
+                *targets(taken.getsockname()[1]),
+                *targets(closed.getsockname()[1]),
+                {"name": "n", "address": "no.such.invalid", "port": 1},
+            ],
+            token="t",
+            timeout_s=2.0,
+        )["results"]
     assert found[0]["problem"] == "stranger"
     assert found[1]["problem"] == "refused"
     assert found[2]["problem"] not in (None, "silent")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_a_greeting_of_another_run_is_a_stranger() -> None:
-    heard = ask("listen", address=HERE, tcp_ports=[0], seconds=5, token="old", callers=1)
+    heard = ask("listen", address=HERE, tcp_ports=[0], seconds=30, token="old", callers=1)
     found = ask("connect", targets=targets(heard["ports"][0]["port"]), token="new")["results"]
     assert found[0]["problem"] == "stranger"
 
@@ -138,11 +138,13 @@ def test_many_calls_at_once_are_answered() -> None:
     listener.bind((HERE, 0))
     listener.listen(256)
     done = threading.Thread(
-        target=sockets._serve, args=([listener], sockets._greeting("t"), time.monotonic() + 20, 200), daemon=True
+        target=sockets._serve, args=([listener], sockets._greeting("t"), time.monotonic() + 120, 200), daemon=True
     )
     done.start()
-    results = sockets.connect({"targets": targets(listener.getsockname()[1]) * 200, "token": "t"})["results"]
+    results = sockets.connect({"targets": targets(listener.getsockname()[1]) * 200, "token": "t", "timeout_s": 60})[
+        "results"
+    ]
     assert {one["problem"] for one in results} == {None}
-    done.join(10)
+    done.join(60)
     assert not done.is_alive()
     listener.close()

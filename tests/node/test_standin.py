@@ -7,7 +7,7 @@ import re
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +134,9 @@ class Cluster:
         self.hosts = [Host(home, f"local#{node}", python) for node in range(nodes)]
         self.rendezvous, self.http = free_port(), free_port()
 
-    def start(self, fault: str = "", nodes: int | None = None, **environment: str) -> None:
-        for rank, host in list(enumerate(self.hosts))[:nodes]:
-            host.start(
+    def start(self, fault: str = "", nodes: Sequence[int] | None = None, **environment: str) -> None:
+        for rank in range(len(self.hosts)) if nodes is None else nodes:
+            self.hosts[rank].start(
                 *NODE.format(
                     nodes=len(self.hosts), rank=rank, own=rank + 1, rendezvous=self.rendezvous, http=self.http
                 ).split(),
@@ -153,10 +153,16 @@ class Cluster:
         return until(lambda: "fired up" in (told := self.poll())["log"] and told)  # type: ignore[no-any-return]
 
     def ended(self, node: int) -> dict[str, Any]:
-        return until(lambda: (told := self.poll(node))["state"] != "running" and told)  # type: ignore[no-any-return]
+        """What is told of a node that has ended, once its last process has gone too."""
+
+        def gone() -> dict[str, Any] | bool:
+            told = self.poll(node)
+            return told["state"] != "running" and not told["processes"] and told
+
+        return until(gone)  # type: ignore[no-any-return]
 
     def http_ask(self, path: str, body: Any = None, node: int = 0, **more: Any) -> tuple[int, Any]:
-        request = {"url": f"http://127.0.0.{node + 1}:{self.http}{path}", "deployment": "d", "timeout_s": 10, **more}
+        request = {"url": f"http://127.0.0.{node + 1}:{self.http}{path}", "deployment": "d", "timeout_s": 60, **more}
         request |= {"method": "POST" if body is not None else "GET", "body": body}
         told = self.hosts[node].ask("http", **{"api_key_file": "@FILES@/engine.yaml", **request})
         return told["status"], told["body"]
@@ -225,10 +231,10 @@ def test_only_the_given_address_is_listened_on(tmp_path: Path) -> None:
     try:
         cluster.start()
         cluster.ready()
-        with urllib.request.urlopen(f"http://127.0.0.1:{cluster.http}/health", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{cluster.http}/health", timeout=60) as answer:
             assert answer.status == 200
         with pytest.raises(urllib.error.URLError, match="refused"):
-            urllib.request.urlopen(f"http://127.0.0.2:{cluster.http}/health", timeout=5)
+            urllib.request.urlopen(f"http://127.0.0.2:{cluster.http}/health", timeout=60)
     finally:
         cluster.end()
 
@@ -242,7 +248,6 @@ def test_a_rank_killed_at_load_ends_its_node_first_and_then_the_others(cluster: 
         told = cluster.ended(node)
         assert told["exit_status"] == 1
         assert set(re.findall(PEER_LOST, told["log"])) in ({"2"}, {"3"})
-        assert told["processes"] == 0
 
 
 def test_a_rank_out_of_memory_prints_torchs_words_before_its_weights_end(cluster: Cluster) -> None:
@@ -265,13 +270,9 @@ def test_a_rank_killed_while_serving_ends_all(cluster: Cluster) -> None:
     cluster.start("die-serving:5:0.5")
     assert "Subprocess scheduler_1 (pid=" in cluster.ended(2)["log"]
     assert "crashed with exit code -9. Triggering SIGQUIT for cleanup..." in cluster.ended(2)["log"]
-    lost = [
-        re.findall(r"Connection closed by peer \[127\.0\.0\.1\] \(rank (\d)\)", cluster.ended(node)["log"])
-        for node in (0, 1)
-    ]
+    lost = [re.findall(PEER_LOST, cluster.ended(node)["log"]) for node in (0, 1)]
     assert len({rank for found in lost for rank in found}) == 1, lost
     assert lost[0][0] in "45", "rank 4 ends with its node, and on a busy machine its end is noticed first"
-    assert [cluster.poll(node)["processes"] for node in (0, 1)] == [0, 0]
 
 
 def test_a_killed_head_ends_all(cluster: Cluster) -> None:
@@ -279,22 +280,22 @@ def test_a_killed_head_ends_all(cluster: Cluster) -> None:
     kill(cluster.ready()["pid"])
     assert cluster.ended(0)["signal"] == 9
     for node in (1, 2):
-        told = cluster.ended(node)
-        assert (told["exit_status"], told["processes"]) == (1, 0)
-    until(lambda: cluster.poll(0)["processes"] == 0)
+        assert cluster.ended(node)["exit_status"] == 1
 
 
 def test_stop_says_goodbye_quickly(cluster: Cluster) -> None:
     cluster.start()
     pid = cluster.ready()["pid"]
-    told = cluster.hosts[0].stop(grace_s=5)
+    told = cluster.hosts[0].stop(grace_s=60)
     assert (told["stopped"], told["killed"]) == (True, 3)
     assert not alive(pid)
     assert cluster.poll()["exit_status"] == 143
 
 
 def test_a_node_that_is_missing_is_waited_for_and_counted(cluster: Cluster) -> None:
-    cluster.start(nodes=2, GLMPLAN_REHEARSE_TIMEOUT_S="5")
+    cluster.start(nodes=[1], GLMPLAN_REHEARSE_TIMEOUT_S="600")
+    until(lambda: cluster.poll(1)["log"].count("Init torch distributed begin.") == 2)  # it tries until the head is there
+    cluster.start(nodes=[0], GLMPLAN_REHEARSE_TIMEOUT_S="5")
     told = cluster.ended(0)
     assert "Timed out after 5 seconds waiting for clients. 4/6 clients joined." in told["log"]
     assert "scheduler died during initialization" in told["log"]
@@ -331,7 +332,7 @@ def test_a_taken_http_port_reads_as_uvicorns(tmp_path: Path) -> None:
             told = cluster.ended(0)
         words = f"error while attempting to bind on address ('127.0.0.1', {cluster.http}): address already in use"
         assert words in told["log"]
-        assert (told["exit_status"], told["processes"]) == (1, 0)
+        assert told["exit_status"] == 1
     finally:
         cluster.end()
 
@@ -346,7 +347,9 @@ def test_wrong_answers_and_slow_loads_can_be_practised(tmp_path: Path) -> None:
     try:
         cluster.start("wrong-answer,slow-load:1.5")
         log = cluster.ready()["log"]
-        assert "Load weight end. elapsed=1." in log
+        took = re.search(r"Load weight end\. elapsed=([0-9.]+) s", log)
+        assert took is not None
+        assert float(took[1]) >= 1.5
         assert "Paris" not in _fact(cluster)
     finally:
         cluster.end()
@@ -360,6 +363,7 @@ def test_a_server_that_never_answers_is_healthy_all_the_same(tmp_path: Path) -> 
         assert cluster.http_ask("/health")[0] == 200
         with pytest.raises(Exception, match="did not answer within 1 s"):
             cluster.http_ask("/generate", {"text": "hello"}, timeout_s=1)
+        until(lambda: "Rehearsal: this question gets no answer: /generate" in cluster.poll()["log"])
     finally:
         cluster.end()
 
@@ -369,7 +373,7 @@ def test_torch_adds_up_where_it_is(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, nodes=2, python=torch_python())
     try:
         cluster.start(GLMPLAN_REHEARSE_TORCH="1")
-        log = until(lambda: "fired up" in (told := cluster.poll())["log"] and told, 60)["log"]
+        log = until(lambda: "fired up" in (told := cluster.poll())["log"] and told, 120)["log"]
         assert "Rehearsal: all-reduce over 4 ranks with gloo is right" in log
     finally:
         cluster.end()

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
+import struct
 import subprocess
+import sys
+import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glmplan.node.state import read_json
+from glmplan.node.supervisor import PIPE_BYTES, WAIT_S, _Follower
 from glmplan.node.worker_log import LogFile, Redactor, read_log
 from glmplan.transport.node import NodeFailedError
 from tests.node.host import Host, alive, until
@@ -123,12 +131,48 @@ def test_a_disk_that_fills_up_neither_ends_nor_hangs_the_worker(small_disk: Path
         filler.unlink()
         until(lambda: "bytes of output were lost: the disk was full]" in host.poll(max_bytes=1 << 24)["log"])
         fill(small_disk)
-        told = host.stop(grace_s=1.0)
+        told = host.stop(grace_s=60.0)
         assert told["stopped"]
         found = host.poll(max_bytes=0)
         assert (found["state"], found["signal"], found["processes"]) == ("exited", 15, 0)
     finally:
         host.end()
+
+
+class HeldUp(_Follower):
+    """A supervisor that a busy machine holds up wherever it hurts; `last` is the log's end when the worker's end is told."""
+
+    last = ""
+
+    def _copy(self) -> None:
+        super()._copy()
+        time.sleep(2 * WAIT_S)
+
+    def _reap(self) -> None:
+        super()._reap()
+        time.sleep(2 * WAIT_S)
+
+    def _note(self, status: int) -> None:
+        self.last = read_log(self._place, -5, 5)["log"]
+        os.killpg(self._worker.pid, signal.SIGKILL)
+        super()._note(status)
+
+
+def waiting_bytes(pipe: int) -> int:
+    return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"1234"))[0])
+
+
+def test_a_supervisor_that_is_held_up_reads_all_before_it_tells_the_end(tmp_path: Path) -> None:
+    """The last word fits into the pipe only once the supervisor reads; what the worker left holds the pipe open."""
+    code = f"import os; os.system('sleep 300 &'); os.write(1, b'x' * {PIPE_BYTES}); os.write(1, b'last\\n'); os._exit(3)"
+    worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True, bufsize=0)
+    assert worker.stdout is not None
+    with worker.stdout as pipe:
+        until(lambda: waiting_bytes(pipe.fileno()) == PIPE_BYTES)
+        follower = HeldUp(tmp_path, worker, LogFile(tmp_path), Redactor([]))
+        follower.run()
+    assert follower.last == "last\n"
+    assert read_json(tmp_path / "worker.json")["exit_status"] == 3
 
 
 def test_the_last_words_are_in_the_log_before_the_end_is_told(tmp_path: Path) -> None:

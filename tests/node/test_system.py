@@ -157,14 +157,14 @@ def test_the_iommu_is_off_translated_or_passthrough(tmp_path: Path) -> None:
 
 def test_engines_and_deployments_that_run_are_found_without_their_secrets() -> None:
     """A real process that looks like an engine, and one of a deployment."""
-    sleep = "import time; time.sleep(60)"
+    sleep = "import time; time.sleep(600)"
     words = ["-c", sleep, "sglang.launch_server", "--api-key", "planted-secret"]
     engine = subprocess.Popen([sys.executable, *words])
     worker = subprocess.Popen([sys.executable, "-c", sleep], env={**os.environ, "GLMPLAN_DEPLOYMENT": "glm-test"})
     try:
         gpus = [{"index": 3, "processes": [{"pid": engine.pid}]}]
         found: dict[int, dict[str, object]] = {}
-        for _ in range(100):  # until both have started: a child has no command line of its own before
+        for _ in range(1200):  # until both have started: a child has no command line of its own before
             found = {one["pid"]: one for one in system.leftovers(gpus)}
             if {engine.pid, worker.pid} <= set(found):
                 break

@@ -32,7 +32,7 @@ class _Echo(BaseHTTPRequestHandler):
         if self.path == "/drip":
             self.send_response(200)
             self.end_headers()
-            for _ in range(50):
+            for _ in range(600):
                 self.wfile.write(b".")
                 self.wfile.flush()
                 time.sleep(0.1)
@@ -66,7 +66,7 @@ def url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 def test_a_request_and_its_answer(url: str) -> None:
     told = http({"method": "POST", "url": f"{url}/a?b=c", "body": {"x": 1}})
     assert (told["status"], told["body"]) == (200, 'POST /a?b=c None {"x": 1}')
-    assert 0 < told["elapsed_s"] < 10
+    assert 0 < told["elapsed_s"] < 30
     assert http({"url": f"{url}/none"})["status"] == 404
     assert http({"url": f"{url}/json"})["body"] == {"a": [1]}
 
@@ -105,9 +105,9 @@ def test_other_schemes_are_refused(address: str) -> None:
 
 
 def test_nobody_there_is_a_sentence() -> None:
-    port = free_port()
-    with pytest.raises(NodeError, match=f"http://127.0.0.1:{port}/ does not answer: Connection refused") as caught:
-        http({"url": f"http://127.0.0.1:{port}/"})
+    url = f"http://127.0.0.1:{free_port()}/"
+    with pytest.raises(NodeError, match=f"{url} does not answer: Connection refused") as caught:
+        http({"url": url})
     assert caught.value.kind == "no-answer"
 
 
@@ -116,4 +116,4 @@ def test_the_deadline_is_for_the_whole_answer(url: str) -> None:
     with pytest.raises(NodeError, match=r"did not answer within 0\.5 s") as caught:
         http({"url": f"{url}/drip", "timeout_s": 0.5})
     assert caught.value.kind == "timeout"
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 30  # of the 60 s that it drips

@@ -82,7 +82,7 @@ def test_memory_is_told_by_process(host: GpuHost) -> None:
 def test_stop_proves_that_memory_is_free(host: GpuHost) -> None:
     pid = host.shell("sleep 300", gpu_indexes=[0, 1])["pid"]
     host.gpus([4 << 30, 0], [{"pid": pid, "used_bytes": 4 << 30}])
-    held = host.stop()
+    held = host.stop(gpu_free_s=0.5)
     assert (held["stopped"], held["survivors"]) == (False, [])
     assert [gpu["freed"] for gpu in held["gpus"]] == [False, True]
     host.gpus([128 << 20, 0])
@@ -94,7 +94,7 @@ def test_stop_proves_that_memory_is_free(host: GpuHost) -> None:
 def test_memory_that_nobody_explains_is_not_free(host: GpuHost) -> None:
     host.shell("sleep 300", gpu_indexes=[0])
     host.gpus([4 << 30, 0], [{"pid": 4_999_999, "used_bytes": 4 << 30}])
-    assert not host.stop()["stopped"]
+    assert not host.stop(gpu_free_s=0.5)["stopped"]
     host.gpus([4 << 30, 0], [{"pid": os.getpid(), "used_bytes": 4 << 30}])
     assert host.stop()["stopped"]
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from glmplan.fleet.stop import MOST_S
+from glmplan.node import launcher, workers
 from glmplan.transport.node import NodeFailedError
 from tests.node.host import OWNER, Host, alive, free_port, kill, until
 
@@ -177,9 +179,8 @@ def test_a_planted_secret_is_in_no_command_line_log_or_record(host: Host) -> Non
         environment={"GIVEN": SECRET},
         redact=[SECRET],
     )["pid"]
-    assert until(lambda: (log := host.poll()["log"]).count("\n") == 1 and log) == "key ***\n"
-    time.sleep(1.5)  # the second line has no end, and is written after a second
-    assert host.poll()["log"] == "key ***\n***"
+    # the second line has no end, and is written after a second
+    assert until(lambda: (log := host.poll()["log"]).partition("\n")[2] and log) == "key ***\n***"
     for path in (host.state / "d").rglob("*"):
         assert not path.is_file() or path.parent.name == "files" or SECRET.encode() not in path.read_bytes()
     told = json.loads((host.state / "d" / "worker.json").read_text())
@@ -195,9 +196,10 @@ def test_a_secret_too_short_to_redact_is_refused(host: Host) -> None:
 
 def test_the_controllers_shell_does_not_reach_the_worker(host: Host) -> None:
     host.transport._environment |= {"NCCL_DEBUG": "INFO", "HF_TOKEN": SECRET, "CUDA_VISIBLE_DEVICES": "7", "LANG": "C.UTF-8"}
-    host.shell("env; sleep 300", environment={"NCCL_SOCKET_IFNAME": "eth0"})
-    log = until(lambda: "NCCL_SOCKET_IFNAME=eth0" in (text := host.poll()["log"]) and text)
+    host.shell("env; echo all=told; sleep 300", environment={"NCCL_SOCKET_IFNAME": "eth0"})
+    log = until(lambda: "\nall=told\n" in (text := host.poll()["log"]) and text)
     words = dict(line.split("=", 1) for line in log.splitlines())
+    assert words["NCCL_SOCKET_IFNAME"] == "eth0"
     assert not {"NCCL_DEBUG", "HF_TOKEN", "CUDA_VISIBLE_DEVICES"} & set(words)
     assert words["LANG"] == "C.UTF-8"
     assert words["GLMPLAN_DEPLOYMENT"] == "d"
@@ -219,14 +221,15 @@ def test_stop_ends_what_ignores_it_and_what_left_its_session(host: Host, tmp_pat
     assert not alive(pid)
     assert (told["stopped"], told["survivors"], told["was"]) == (True, [], "running")
     assert told["killed"] >= 5
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 60
     found = host.poll()
     assert (found["state"], found["processes"]) == ("exited", 0)
     assert [event["event"] for event in found["events"]] == ["started", "stopping", "exited", "stopped"]
 
 
 def test_stop_works_without_the_supervisor(host: Host) -> None:
-    pid = host.shell("(setsid sleep 301 &); trap '' PIPE; sleep 302; sleep 303")["pid"]
+    pid = host.shell("(setsid sleep 301 &); trap '' PIPE; echo on; sleep 302; sleep 303")["pid"]
+    until(lambda: host.poll()["log"] == "on\n")
     until(lambda: host.poll()["processes"] == 3)
     kill(json.loads((host.state / "d" / "worker.json").read_text())["supervisor"]["pid"])
     told = host.poll()
@@ -253,6 +256,11 @@ def test_stop_while_starting(host: Host) -> None:
         begun.result()
     assert told["stopped"]
     assert host.poll()["processes"] == 0
+
+
+def test_a_stop_waits_longer_than_a_start_can_last_and_its_caller_longer_than_that() -> None:
+    assert workers.STOP_LOCK_S > launcher.START_S
+    assert workers.STOP_LOCK_S + workers.KILL_S + workers.RECORD_S + workers.GPU_FREE_S < MOST_S
 
 
 def test_stopping_what_is_not_there_is_done(host: Host) -> None:
