@@ -23,6 +23,8 @@ assert (a.backend, a.dataset_name, a.random_range_ratio, a.warmup_requests) == (
 if a.tokenizer == "broken":
     sys.exit("OSError: broken is not a local folder and is not a valid model identifier")
 if a.tokenizer == "slow":
+    with open(os.environ["FAKE_ENGINE_PID"], "w") as out:
+        out.write(str(os.getpid()))
     time.sleep(60)
 body = {"input_ids": [9] * a.random_input_len, "sampling_params": {"max_new_tokens": a.random_output_len}, "stream": True}
 key = os.environ.get("OPENAI_API_KEY")

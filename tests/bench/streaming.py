@@ -9,16 +9,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from typing import Any
 
 WORDS_PER_TOKEN = 0.5
 
 
 @dataclass
+class Told:
+    """When a request was read and each of its chunks was about to be sent, by `time.monotonic`."""
+
+    read_s: float
+    sent_s: list[float] = field(default_factory=list)
+
+    @property
+    def ttft_s(self) -> float:
+        """Seconds to the first chunk."""
+        return self.sent_s[0] - self.read_s
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """Seconds between chunks."""
+        return [now_s - before_s for before_s, now_s in pairwise(self.sent_s)]
+
+
+@dataclass
 class Behaviour:
     """How the server answers. `fail` maps the number of a request (from 1) to a fault; "*" is every request.
 
-    Faults: status:503, break (mid-stream), silent (mid-stream), no-end, error-event, garbage, shape, empty, abort.
+    Faults: status:503, break (mid-stream), silent (mid-stream, until the server ends), no-end, error-event, garbage, shape,
+    empty, abort. A request is open until just before its last byte is sent: whoever has that byte may ask the next one.
     """
 
     family: str = "vllm"
@@ -37,6 +57,8 @@ class Behaviour:
     info: dict[str, Any] = field(default_factory=dict)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
     open_now: int = 0
     most_open: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -53,6 +75,8 @@ class Behaviour:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     known: Behaviour
+    told: Told
+    is_open = False
 
     def do_GET(self) -> None:
         told = {"version": "0.5.23", "skip_tokenizer_init": not self.known.tokenizer, **self.known.info}
@@ -72,15 +96,22 @@ class _Handler(BaseHTTPRequestHandler):
         with self.known.lock:
             self.known.bodies.append(body)
             self.known.keys.append(self.headers.get("Authorization"))
-            number = len(self.known.bodies)
+            self.told = Told(time.monotonic())
+            self.known.told.append(self.told)
+            number, self.is_open = len(self.known.bodies), True
             self.known.open_now += 1
             self.known.most_open = max(self.known.most_open, self.known.open_now)
         try:
             with suppress(BrokenPipeError, ConnectionResetError):
                 self._answer(body, self.known.fault(number))
         finally:
-            with self.known.lock:
-                self.known.open_now -= 1
+            self._count_out()
+
+    def _count_out(self) -> None:
+        """The request is open no more."""
+        with self.known.lock:
+            self.known.open_now -= self.is_open
+            self.is_open = False
 
     def _answer(self, body: dict[str, Any], fault: str) -> None:
         self.close_connection = True
@@ -123,6 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
             done = min(tokens, done + self.known.tokens_per_chunk)
             usage = {"prompt_tokens": read, "completion_tokens": done}
             usage["prompt_tokens_details"] = {"cached_tokens": self.known.cached}  # type: ignore[assignment]
+            self.told.sent_s.append(time.monotonic())
             self._event(self._chunk(usage if options.get("continuous_usage_stats") else None, read, done))
             if fault and done >= tokens // 2 and not self._goes_on(fault):
                 return
@@ -130,6 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(self.known.token_s * self.known.tokens_per_chunk)
         if options:
             self._event({"choices": [], "usage": {"prompt_tokens": read, "completion_tokens": done}})
+        self._count_out()
         if fault != "no-end":
             self._write(b"data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
@@ -148,6 +181,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _goes_on(self, fault: str) -> bool:
         """Fail in the middle of the stream."""
+        if fault in ("no-end", "empty"):
+            return True
+        self._count_out()
         if fault == "error-event":
             self._event({"error": {"message": "CUDA out of memory", "code": 500}})
         elif fault == "abort":
@@ -159,9 +195,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "shape":
             self._event({"choices": ["word"], "usage": 3})
         elif fault == "silent":
-            time.sleep(3.0)
-        elif fault != "break":
-            return True
+            self.known.ended.wait(60)
+        else:
+            assert fault == "break", fault
         return False
 
     def _event(self, content: dict[str, Any]) -> None:
@@ -172,6 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _send(self, status: int, content: Any) -> None:
+        self._count_out()
         data = (content if isinstance(content, str) else json.dumps(content)).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
@@ -200,6 +237,7 @@ def streaming(behaviour: Behaviour | None = None) -> Iterator[tuple[str, Behavio
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", known
     finally:
+        known.ended.set()
         server.shutdown()
         server.server_close()
         thread.join()

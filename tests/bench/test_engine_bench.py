@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,8 @@ import pytest
 from glmplan.bench.engine_bench import level_of
 from tests.bench.fake_engines import packages
 from tests.bench.streaming import Behaviour, streaming
+from tests.fleet.control import interruptible
+from tests.netns_wire import wait_for
 
 WORDS = (
     "--with",
@@ -42,7 +43,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def bench(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "glmplan", "bench", *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_sglangs_benchmark_is_run_and_read(environment):
@@ -106,18 +107,17 @@ def test_an_engine_that_is_not_here_is_a_sentence(environment):
 
 
 def test_ctrl_c_ends_the_engines_benchmark(environment, tmp_path):
+    told = tmp_path / "pid"
+    environment["FAKE_ENGINE_PID"] = str(told)
     with streaming(Behaviour(family="sglang")) as (url, _):
         command = [sys.executable, "-m", "glmplan", "bench", "--url", url, *WORDS, "--tokenizer", "slow"]
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        deadline, child = time.monotonic() + 20, ""
-        while not child and time.monotonic() < deadline:
-            child = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().strip()
-            time.sleep(0.05)
-        time.sleep(0.2)
+        with interruptible():
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for("the benchmark", lambda: told.exists() and told.read_text())
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=50)
     assert process.returncode == 130, err
-    assert not Path(f"/proc/{child}").exists()
+    assert not Path(f"/proc/{told.read_text()}").exists()
 
 
 def test_errors_without_words_are_counted_too():

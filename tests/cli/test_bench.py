@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -10,10 +11,14 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from statistics import median
 
 import pytest
 
-from tests.bench.streaming import Behaviour, streaming
+from tests.bench.streaming import Behaviour, Told, streaming
+from tests.fleet.control import interruptible
+from tests.netns_wire import wait_for
 
 SMALL = (
     "--concurrency",
@@ -28,30 +33,49 @@ SMALL = (
     "none",
 )
 
+LATE_S = 0.15
+"""A busy machine may let the client see so late what the server has sent; less than the delays that it must be told from."""
+
+
+def of_the_server(told: Sequence[Told]) -> tuple[float, float, float, float]:
+    """What the server's own clock says of a level: median TTFT, median gap, tokens a second of a stream and of all."""
+    gaps = [gap for one in told for gap in one.gaps_s]
+    streams = [len(one.gaps_s) / sum(one.gaps_s) for one in told]
+    busy_s, open_until = 0.0, -math.inf
+    for begin, end in sorted((one.sent_s[0], one.sent_s[-1]) for one in told):
+        busy_s += max(0.0, end - max(begin, open_until))
+        open_until = max(open_until, end)
+    return median(one.ttft_s for one in told), median(gaps), median(streams), len(gaps) / busy_s
+
 
 def test_known_delays_are_measured(glmplan):
-    with streaming(Behaviour(prefill_s=0.1, token_s=0.02)) as (url, known):
+    """Sleeping takes as long as asked or longer, on a busy machine much longer: the server's clock has the truth."""
+    with streaming(Behaviour(prefill_s=0.25, token_s=0.03)) as (url, known):
         ran = glmplan("bench", "--url", url, *SMALL, "--prefill", "512", "--json")
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)
     one, four = found["levels"]
-    for level in (one, four):
+    assert found["warmup_requests"] == 1 + 1 + 4 + 1
+    assert len(known.bodies) == found["warmup_requests"] + 8 + 8 + 3
+    for level, told in ((one, known.told[2:10]), (four, known.told[14:22])):
+        ttft_s, itl_s, stream_per_s, decode_per_s = of_the_server(told)
+        assert (ttft_s >= 0.25, itl_s >= 0.03) == (True, True), "as scripted"
         assert (level["requests"], level["completed"], level["failures"]) == (8, 8, [])
         assert (level["output_tokens"], level["prompt_tokens"]) == (8 * 16, 8 * 64)
         assert (level["counted_by"], level["itl_of_chunks"], level["cached_tokens"]) == ("usage", False, 0)
-        assert 0.1 <= level["ttft"]["p50_s"] < 0.16
-        assert 0.02 <= level["itl"]["p50_s"] < 0.03
+        assert ttft_s <= level["ttft"]["p50_s"] < ttft_s + LATE_S
+        assert level["itl"]["p50_s"] == pytest.approx(itl_s, rel=0.4)
         assert level["itl"]["values"] == 8 * 15
-        assert 33 < level["stream_tokens_per_s"] <= 50
-    assert one["decode_tokens_per_s"] == pytest.approx(one["stream_tokens_per_s"], rel=0.1)
-    assert four["decode_tokens_per_s"] > 3 * one["decode_tokens_per_s"]
-    assert 2 < four["output_tokens_per_s"] / one["output_tokens_per_s"] < 5
+        assert level["stream_tokens_per_s"] == pytest.approx(stream_per_s, rel=0.2)
+        assert level["decode_tokens_per_s"] == pytest.approx(decode_per_s, rel=0.2)
+        seconds = max(one.sent_s[-1] for one in told) - told[0].read_s
+        assert level["output_tokens_per_s"] == pytest.approx(8 * 16 / seconds, rel=0.2)
+    assert four["decode_tokens_per_s"] > 1.5 * one["decode_tokens_per_s"], "streams beside each other, not one by one"
     assert known.most_open == 4
     (prefill,) = found["prefill"]
     assert (prefill["prompt_tokens"], prefill["requests"]) == (512, 3)
-    assert 512 / 0.16 < prefill["tokens_per_s"] <= 512 / 0.1
-    assert found["warmup_requests"] == 1 + 1 + 4 + 1
-    assert len(known.bodies) == found["warmup_requests"] + 8 + 8 + 3
+    ttft_s = median(one.ttft_s for one in known.told[-3:])
+    assert 512 / (ttft_s + LATE_S) < prefill["tokens_per_s"] <= 512 / ttft_s
 
 
 def test_no_two_prompts_begin_alike(glmplan):
@@ -80,11 +104,12 @@ def test_what_the_server_does_not_count_is_labelled(glmplan, usage):
 
 
 def test_chunks_of_several_tokens_are_split_by_the_servers_count(glmplan):
-    with streaming(Behaviour(tokens_per_chunk=4, token_s=0.01)) as (url, _):
+    with streaming(Behaviour(tokens_per_chunk=4, token_s=0.02)) as (url, known):
         level = json.loads(glmplan("bench", "--url", url, *SMALL, "--json").out)["levels"][0]
     assert level["output_tokens"] == 8 * 16
     assert level["itl"]["values"] == 8 * 12
-    assert 0.01 <= level["itl"]["p50_s"] < 0.016
+    itl_s = of_the_server(known.told[2:10])[1] / 4
+    assert level["itl"]["p50_s"] == pytest.approx(itl_s, rel=0.4)
 
 
 def test_words_are_sent_where_ids_are_refused_and_their_length_is_measured(glmplan):
@@ -124,12 +149,13 @@ def test_generate_can_be_asked_for(glmplan):
         ("garbage", "a chunk is not of the engine's shape in the middle of the answer"),
         ("shape", "a chunk is not of the engine's shape in the middle of the answer"),
         ("empty", "the answer has no tokens"),
-        ("silent", "nothing came for 1 s in the middle of the answer"),
+        ("silent", "nothing came for 2 s in the middle of the answer"),
     ],
 )
 def test_failed_requests_are_counted_and_named_and_the_exit_code_says_so(glmplan, fault, words):
+    patience = ("--timeout", "2") if fault == "silent" else ()
     with streaming(Behaviour(fail={4: fault, 5: fault})) as (url, _):
-        ran = glmplan("bench", "--url", url, *SMALL, "--concurrency", "1", "--timeout", "1", "--json")
+        ran = glmplan("bench", "--url", url, *SMALL, "--concurrency", "1", *patience, "--json")
         found = json.loads(ran.out)
     (level,) = found["levels"]
     assert (level["requests"], level["completed"]) == (8, 6)
@@ -158,12 +184,12 @@ def test_a_server_that_answers_nothing_more_ends_the_sweep(glmplan):
 
 
 def test_an_arrival_rate(glmplan):
-    with streaming(Behaviour(token_s=0.01)) as (url, known):
+    with streaming(Behaviour(token_s=0.03)) as (url, known):
         words = ("--rate", "40", "--prompt-tokens", "32", "--output-tokens", "16", "--requests-per-level", "60")
         ran = glmplan("bench", "--url", url, *words, "--prefill", "none", "--json")
     (level,) = json.loads(ran.out)["levels"]
     assert (level["rate_per_s"], level["concurrency"], level["completed"]) == (40.0, None, 60)
-    assert 1.0 < level["seconds"] < 3.0
+    assert 1.0 < level["seconds"] < 9.0, "60 arrive in 1.5 s; one after the other they take 27 s"
     assert known.most_open > 2, "requests do not wait for each other"
 
 
@@ -292,17 +318,17 @@ def test_vllm_tells_its_kv_tokens_as_a_metric(glmplan, tmp_path):
 
 
 def test_ctrl_c_prints_what_was_measured_and_exits_130(tmp_path):
-    with streaming(Behaviour(token_s=0.02)) as (url, known):
+    """While two of the second level's requests are in the middle of answers that never end."""
+    with streaming(Behaviour(token_s=0.02, fail={12: "silent", 13: "silent"})) as (url, known):
         command = [sys.executable, "-m", "glmplan", "bench", "--url", url, "--concurrency", "1,2", "--prompt-tokens", "32"]
         words = ["--output-tokens", "16", "--requests-per-level", "5", "--prefill", "none", "--out", str(tmp_path)]
-        process = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 20
-        while len(known.bodies) < 1 + 1 + 5 + 2 + 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        with interruptible():
+            process = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for("the second level", lambda: len(known.bodies) == 1 + 1 + 5 + 2 + 4)
         began = time.monotonic()
         os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=20)
-    assert time.monotonic() - began < 5
+        out, err = process.communicate(timeout=40)
+    assert time.monotonic() - began < 20
     assert process.returncode == 130, err
     assert "concurrency 1" in out
     assert "5/5" in out
@@ -315,19 +341,32 @@ def test_ctrl_c_prints_what_was_measured_and_exits_130(tmp_path):
     assert (tmp_path / "bench.svg").exists()
 
 
-def test_the_stand_in_is_measured_too(glmplan, tmp_path):
-    with socket.socket() as free, socket.socket() as other:
-        free.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        http_port, port = free.getsockname()[1], other.getsockname()[1]
-    words = ["-m", "sglang.launch_server", "--host", "127.0.0.1", "--port", str(http_port)]
-    command = [sys.executable, "-m", "glmplan.node", "standin", "python3", *words, "--dist-init-addr", f"127.0.0.1:{port}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    try:
+def stand_in() -> tuple[subprocess.Popen[str], int]:
+    """The stand-in, ready, and its port. A free port may be taken before it is bound: then other ones are tried."""
+    for _ in range(5):
+        with socket.socket() as free, socket.socket() as other:
+            free.bind(("127.0.0.1", 0))
+            other.bind(("127.0.0.1", 0))
+            http_port, port = free.getsockname()[1], other.getsockname()[1]
+        words = ["-m", "sglang.launch_server", "--host", "127.0.0.1", "--port", str(http_port)]
+        command = [sys.executable, "-m", "glmplan.node", "standin", "python3", *words]
+        command += ["--dist-init-addr", f"127.0.0.1:{port}"]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
         assert process.stdout is not None
+        said = ""
         for line in process.stdout:
+            said += line
             if "fired up" in line:
-                break
+                return process, http_port
+        process.communicate()
+    raise AssertionError(said)
+
+
+def test_the_stand_in_is_measured_too(glmplan):
+    process, http_port = stand_in()
+    try:
         ran = glmplan("bench", "--url", f"http://127.0.0.1:{http_port}", *SMALL, "--json")
     finally:
         os.killpg(process.pid, signal.SIGKILL)

@@ -29,7 +29,7 @@ def run(folder: Path, facts: str, *arguments: str) -> subprocess.CompletedProces
     """One glmplan process that sees these facts."""
     environment = fake_nvml_build.environment(folder, facts)
     command = [sys.executable, "-m", "glmplan", *arguments]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_probe_prints_every_gpu(nvml_folder):

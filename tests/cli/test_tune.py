@@ -17,7 +17,7 @@ from glmplan.kernels.engines.sglang_expert_tables import file_name as expert_fil
 from glmplan.kernels.engines.sglang_tables import file_name, read_table
 from tests import fake_nvml_build
 from tests.cli.conftest import Ran
-from tests.fleet.control import wait_until
+from tests.fleet.control import interruptible, wait_until
 from tests.fleet.fake_engine_python import fake_python
 
 TWO = ("--shapes", "2624,6144", "--shapes", "512,1024", "--rows", "1,64")
@@ -40,26 +40,39 @@ class Home:
             name: value for name, value in environment.items() if not name.startswith(("GLMPLAN_", "VIRTUAL_ENV", "XDG_"))
         }
         self.environment = {**kept, "HOME": str(folder), "XDG_STATE_HOME": str(folder / "state"), "COLUMNS": "150"}
-        self.notes = folder / "notes.jsonl"
+        self.notes, self.go_on = folder / "notes.jsonl", folder / "go-on"
 
-    def engine(self, **settings: object) -> Path:
-        return fake_python(self.folder / "venv-sglang", notes=str(self.notes), **settings)  # type: ignore[arg-type]
+    def engine(self, hold_from: int = 10**9, **settings: object) -> Path:
+        """Case number `hold_from` and those after it wait until `go_on` is there."""
+        own = {"notes": str(self.notes), "hold": str(self.go_on), "hold_from": hold_from, **settings}
+        return fake_python(self.folder / "venv-sglang", **own)  # type: ignore[arg-type]
 
     @property
     def tables(self) -> Path:
         return self.folder / ".local" / "share" / "glmplan" / "profiles" / "tuned" / "0.5.23" / "gemm"
 
+    @property
+    def state(self) -> Path:
+        """What the node program keeps."""
+        return self.folder / "state" / "glmplan"
+
     def start(self, *words: str) -> subprocess.Popen[str]:
+        """Run it; what it tells people goes into a file that can be read meanwhile."""
         command = [sys.executable, "-m", "glmplan", "tune", *words]
-        return subprocess.Popen(
-            command, env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        self.told = self.folder / f"told-{time.monotonic_ns()}"
+        with self.told.open("w") as err, interruptible():
+            return subprocess.Popen(
+                command, env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=err, text=True,
+            )  # fmt: skip
+
+    def ended(self, process: subprocess.Popen[str]) -> Ran:
+        """What it said."""
+        out, _ = process.communicate(timeout=300)
+        return Ran(process.returncode, out, self.told.read_text())
 
     def run(self, *words: str) -> Ran:
-        process = self.start(*words)
-        out, err = process.communicate(timeout=60)
-        return Ran(process.returncode, out, err)
+        return self.ended(self.start(*words))
 
     def pids(self) -> list[int]:
         """The tuners that were started and still run."""
@@ -86,10 +99,11 @@ def home(tmp_path: Path, nvml: Path) -> Iterator[Home]:
     yield own
     for pid in own.pids():
         os.kill(pid, signal.SIGKILL)
-    subprocess.run(
-        [sys.executable, "-m", "glmplan", "stop", "tune-sglang-0.5.23", "--hosts", "local"], env=own.environment,
-        capture_output=True, check=False,
-    )  # fmt: skip
+    if own.state.exists():
+        subprocess.run(
+            [sys.executable, "-m", "glmplan", "stop", "tune-sglang-0.5.23", "--hosts", "local"], env=own.environment,
+            capture_output=True, check=False,
+        )  # fmt: skip
 
 
 def test_tables_come_back_with_their_gains_and_nothing_is_left(home: Home):
@@ -108,7 +122,7 @@ def test_tables_come_back_with_their_gains_and_nothing_is_left(home: Home):
     assert "[1/2] 2624,6144 2624x6144: 64 rows 94.0 -> 47.0 us, 2.00x" in ran.err
     assert json.loads(home.notes.read_text())["gpus"] == "0"
     assert home.pids() == []
-    assert list((home.folder / "state" / "glmplan").glob("*/start.json")) == []
+    assert list(home.state.glob("*/start.json")) == []
 
 
 def test_the_real_parser_takes_what_is_sent(home: Home):
@@ -157,21 +171,21 @@ def test_experts_get_two_tables_where_the_engine_looks(home: Home):
 
 
 def test_experts_that_were_stopped_go_on_with_the_rows_that_are_missing(home: Home):
-    home.engine(case_s=2.5)
+    home.engine(hold_from=2)
     asked = ("--experts", "256,128", "--rows", "1,2,4,8")
     process = home.start(*asked)
     partial = home.tables.parent / "moe" / "partial" / f"{UP}.part"
-    wait_until("a row", partial.exists)
+    wait_until("a row", partial.exists, 100)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
-    done = json.loads(partial.read_text())["rows"]
-    assert 1 <= len(done) < 4
+    ran = home.ended(process)
+    assert ran.code == 130, ran.err
+    assert list(json.loads(partial.read_text())["rows"]) == ["1"]
     assert not (home.tables.parent / "moe" / UP).exists(), "half a table is none"
-    before = len(home.measured())
+    assert home.measured() == [1]
+    home.go_on.touch()
     ran = home.run(*asked, "--json")
     assert ran.code == 0, ran.err
-    assert home.measured()[before:] == [rows for rows in (1, 2, 4, 8) if str(rows) not in done]
+    assert home.measured() == [1, 2, 4, 8]
     assert len(json.loads(ran.out)["shapes"][0]["rows"]) == 4
 
 
@@ -201,46 +215,49 @@ def test_what_is_there_is_kept_and_measured_again_only_when_asked(home: Home):
 
 
 def test_ctrl_c_stops_the_tuner_keeps_its_tables_and_the_next_run_goes_on(home: Home):
-    home.engine(case_s=2.5)
+    home.engine(hold_from=3)
     process = home.start(*TWO)
-    wait_until("the first table", lambda: (home.tables / FIRST).exists())
+    wait_until("the first table", lambda: (home.tables / FIRST).exists(), 100)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
-    assert "1 of 2 tables" in out
-    assert "not complete" in out
-    assert "Traceback" not in err
+    cut = home.ended(process)
+    assert cut.code == 130, cut.err
+    assert "1 of 2 tables" in cut.out
+    assert "not complete" in cut.out
+    assert "Traceback" not in cut.err
     assert home.pids() == []
     assert not (home.tables / SECOND).exists()
+    home.go_on.touch()
     ran = home.run(*TWO, "--json")
     assert [one["measured"] for one in json.loads(ran.out)["shapes"]] == [False, True]
 
 
 def test_a_controller_that_dies_finds_the_tuner_again(home: Home):
-    home.engine(case_s=3.0)
+    home.engine(hold_from=1)
     process = home.start(*TWO)
-    wait_until("the tuner", home.starts)
+    wait_until("the tuner", home.starts, 100)
     process.kill()
     process.communicate()
     assert len(home.pids()) == 1
     other = home.run(*TWO[:2])
     assert other.code == 1
     assert "runs with another plan" in other.err
-    ran = home.run(*TWO, "--json")
+    process = home.start(*TWO, "--json")
+    wait_until("its adoption", lambda: "the tuner goes on" in home.told.read_text(), 100)
+    home.go_on.touch()
+    ran = home.ended(process)
     assert ran.code == 0, ran.err
-    assert "the tuner goes on" in ran.err
     assert home.starts() == 1, "no second tuner was started"
     assert len(json.loads(ran.out)["shapes"]) == 2
 
 
 def test_a_tuner_that_ended_unseen_has_its_tables_brought_back(home: Home):
-    home.engine(case_s=0.3)
+    home.engine(hold_from=1)
     process = home.start(*TWO)
-    wait_until("the tuner", home.starts)
+    wait_until("the tuner", home.starts, 100)
     process.kill()
     process.communicate()
-    wait_until("its end", lambda: not home.pids())
-    time.sleep(0.5)
+    home.go_on.touch()
+    wait_until("its end", lambda: any("exit_status" in one.read_text() for one in home.state.glob("*/worker.json")), 100)
     ran = home.run(*TWO, "--json")
     assert ran.code == 0, ran.err
     assert "had ended" in ran.err
@@ -250,8 +267,8 @@ def test_a_tuner_that_ended_unseen_has_its_tables_brought_back(home: Home):
 
 
 def test_the_time_that_is_given_ends_it(home: Home):
-    home.engine(case_s=1.0)
-    ran = home.run(*TWO, "--minutes", "0.04", "--json")
+    home.engine(hold_from=3)
+    ran = home.run(*TWO, "--minutes", "0.02", "--json")
     found = json.loads(ran.out)
     assert ran.code == 0, ran.err
     assert (found["complete"], found["interrupted"]) == (False, False)
@@ -314,11 +331,13 @@ def test_no_gpu_is_a_sentence(tmp_path: Path, nvml: Path):
         ("--experts", "256,128", "--experts", "256,128,1024,8"),
     ],
 )  # fmt: skip
-def test_what_makes_no_sense_is_refused_before_a_host_is_asked(home: Home, words):
-    ran = home.run(*words)  # there is no engine, which would be told
+def test_what_makes_no_sense_is_refused_before_a_host_is_asked(glmplan, tmp_path, monkeypatch, words):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ran = glmplan("tune", *words)  # there is no GPU and no engine, which would be told
     assert ran.code == 2, ran.err
     assert "Traceback" not in ran.err
     assert "SGLang" not in ran.err
+    assert "GPU to tune" not in ran.err
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(home: Home):
@@ -337,8 +356,8 @@ def test_experts_that_do_not_fit_have_their_exit_code(home: Home):
 
 
 def test_again_does_not_promise_to_go_on(home: Home):
-    home.engine(case_s=1.0)
-    ran = home.run(*TWO, "--minutes", "0.02", "--again")
+    home.engine(hold_from=1)
+    ran = home.run(*TWO, "--minutes", "0.01", "--again")
     assert "Run it without --again" in ran.out
     assert "goes on with" not in ran.out
 

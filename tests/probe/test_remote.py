@@ -135,7 +135,8 @@ def test_gpus_that_cannot_be_read_are_no_inventory_and_the_host_is_named():
         inventory_of([to_host({**answer(), "gpus": [], "gpu_problem": none}, "b", ())])
 
 
-def test_128_hosts_of_which_three_are_dead_are_probed_in_five_seconds():
+def test_128_hosts_of_which_three_are_dead_are_probed_in_seconds():
+    """About 1 s; one after the other take 26 s."""
     latency_s = 0.2
     hosts = {
         f"h{n}": FakeHost(latency_s, answers={"facts": answer(f"10.0.{n // 250}.{n % 250 + 1}/16")}) for n in range(125)
@@ -144,7 +145,7 @@ def test_128_hosts_of_which_three_are_dead_are_probed_in_five_seconds():
     everything = FakeFleet({**hosts, **dead})
     begin = time.monotonic()
     outcomes = probe(everything)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15
     assert sum(outcome.error is None for outcome in outcomes) == 125
     assert everything.most_at_once <= 32
     assert inventory_of([outcome.result for outcome in outcomes if outcome.result]).gpu_count == 250
