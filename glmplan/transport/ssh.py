@@ -23,7 +23,7 @@ from glmplan.transport.errors import ConnectionLostError, TimedOutError
 from glmplan.transport.options import SshOptions
 from glmplan.transport.ssh_config import resolve
 from glmplan.transport.ssh_connect import Connection, connect, route_to
-from glmplan.transport.ssh_way import in_order, load_paramiko
+from glmplan.transport.ssh_way import hang_up, in_order, load_paramiko
 
 OPEN_TIMEOUT_S = 10.0
 """A channel on a standing connection; longer means that the link is gone."""
@@ -62,7 +62,7 @@ class SshTransport:
                 _kill(connection, command.process_group())
                 raise TimedOutError(self.name, timeout_s)
             finally:
-                channel.close()
+                hang_up(channel)
 
     def close(self) -> None:
         """Close the connection."""

@@ -10,7 +10,6 @@ import subprocess
 import threading
 import time
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +20,7 @@ from glmplan.transport.options import SshOptions
 from glmplan.transport.ssh_config import Settings, resolve
 from glmplan.transport.ssh_login import log_in
 from glmplan.transport.ssh_trust import KnownHost
-from glmplan.transport.ssh_way import hear_signals, in_order, load_paramiko, over_command, over_tcp
+from glmplan.transport.ssh_way import hang_up, hear_signals, in_order, load_paramiko, over_command, over_tcp
 
 HANDSHAKE_TIMEOUT_S = 15.0
 """Key exchange, after the banner came: slow hosts under load take seconds."""
@@ -50,7 +49,7 @@ class Connection:
 
     def cut(self) -> None:
         """End it, from any thread: whoever uses it hears of it."""
-        _hang_up(self.transport)
+        hang_up(self.transport)
 
     def close(self) -> None:
         """Let go of it, and of the jump host, which stays connected while other hosts use it."""
@@ -126,17 +125,11 @@ def connect(route: Route, options: SshOptions) -> Connection:
     except BaseException:
         if transport is not None:
             transport.packetizer.complete_handshake()  # ends paramiko's timer thread
-            _hang_up(transport)
-            _hang_up(transport.sock)
+            hang_up(transport)
+            hang_up(transport.sock)
         _let_go(jump, process)
         raise
     return Connection(transport, jump, process)
-
-
-def _hang_up(way: Any) -> None:
-    """Close it; over a jump host that is gone there is nobody left to tell."""
-    with suppress(load_paramiko().SSHException, EOFError, OSError):
-        way.close()
 
 
 def _let_go(jump: Jump | None, process: subprocess.Popen[bytes] | None) -> None:

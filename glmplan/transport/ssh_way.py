@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import socket
 import subprocess
 import threading
 import warnings
+from contextlib import suppress
 from typing import Any
 
 from glmplan.transport.errors import ConnectionFailedError
@@ -16,6 +18,7 @@ LOST_AFTER_MS = 30_000
 """Unacknowledged data for so long ends the connection (TCP_USER_TIMEOUT); the kernel's default is about 15 minutes."""
 
 
+@functools.cache
 def load_paramiko() -> Any:
     """paramiko, quiet: it would print tracebacks of its own on stderr."""
     with warnings.catch_warnings():
@@ -85,6 +88,12 @@ def hear_signals(transport: Any) -> None:
         handle(channel, message)
 
     transport._channel_handler_table = {**transport._channel_handler_table, kind: heard}
+
+
+def hang_up(way: Any) -> None:
+    """Close a socket, channel or transport; over a connection that is gone there is nobody left to tell."""
+    with suppress(load_paramiko().SSHException, EOFError, OSError):
+        way.close()
 
 
 def in_order(channel: Any) -> Any:
