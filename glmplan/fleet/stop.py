@@ -9,8 +9,8 @@ from glmplan.facts.base import Frozen
 from glmplan.fleet.hosts import Fleet
 
 GRACE_S = 10.0
-MOST_S = 60.0
-"""Beside the grace: a start that is under way, killing, the record, and the GPUs' memory."""
+MOST_S = 75.0
+"""Beside the grace: a start that is under way, killing, the record, and the GPUs' memory from a driver that hangs."""
 
 
 class HostStop(Frozen):

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from . import state
 from .bundle import bundle
 from .errors import NodeError
 from .port_holder import holder, wait_for_passing
-from .processes import MARK, boot_id, record_of
+from .processes import MARK, boot_id, is_alive, record_of
 from .worker_log import LEAST_SECRET, Redactor
 
 KEPT = (
@@ -29,6 +30,7 @@ KEPT = (
     "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "HF_HOME", "HF_HUB_CACHE", "NVIDIA_VISIBLE_DEVICES", "SSL_CERT_FILE",
 )  # fmt: skip
 """What a worker inherits; everything else is set by the plan, so that a controller's shell cannot change it."""
+GIVEN_UP_S = 2.0
 START_S = 20.0
 """A supervisor that has not answered by then hangs on a dead disk."""
 LEAST_FREE_BYTES = 1 << 20
@@ -206,9 +208,7 @@ def supervise(wanted: Order, argv: list[str], environment: dict[str, str], lock:
         out, _ = process.communicate(json.dumps(request).encode(), timeout=START_S)
         found = json.loads(out)
     except (subprocess.TimeoutExpired, ValueError) as error:
-        with suppress(ProcessLookupError):
-            process.kill()
-        process.communicate()
+        _give_up(place, process)
         raise NodeError(
             "not-started", f"The supervisor of {wanted.deployment} did not start: {error}.", f"Look into {place}."
         ) from None
@@ -216,3 +216,16 @@ def supervise(wanted: Order, argv: list[str], environment: dict[str, str], lock:
         raise NodeError("no-program", f"{argv[0]} did not start: {found['error']}.", "Look at its path and its rights.")
     assert isinstance(found, dict)
     return found
+
+
+def _give_up(place: Path, process: subprocess.Popen[bytes]) -> None:
+    """End a supervisor that does not answer. It may hold the pipe for ever, so that its end is not waited for."""
+    process.kill()
+    supervisor = state.read_json(place / "worker.json").get("supervisor", {})
+    if is_alive(supervisor):
+        with suppress(ProcessLookupError):
+            os.kill(supervisor["pid"], signal.SIGKILL)
+    if process.stdout:
+        process.stdout.close()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GIVEN_UP_S)

@@ -49,6 +49,11 @@ def _shown(options: Options) -> str:
     return "ServerArgs(" + ", ".join(f"{name}={value!r}" for name, value in shown.items()) + ")"
 
 
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 class _Node:
     """The parent of this node's ranks."""
 
@@ -112,7 +117,7 @@ class _Node:
         for pid, rank in self._ranks.items():
             fault = self._options.fault("die-serving", rank)
             if fault is not None:
-                timer = threading.Timer(fault.seconds or 3.0, os.kill, (pid, signal.SIGKILL))
+                timer = threading.Timer(fault.seconds or 3.0, _kill, (pid,))
                 timer.daemon = True
                 timer.start()
 

@@ -95,11 +95,13 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(timeout_s: float) -> Iterator[int | None]:
+def lock(timeout_s: float, shared: bool = False) -> Iterator[int | None]:
     """Hold the lock of all starts; yields its file descriptor, or None when it cannot be had within `timeout_s`.
 
-    A process that inherits the descriptor holds the lock too, until it closes it.
+    `shared` is for those that need no start beside them but do not mind each other. A process that inherits the descriptor
+    holds the lock too, until it closes it.
     """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
         make_folder(home())
         handle = os.open(home() / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -108,18 +110,23 @@ def lock(timeout_s: float) -> Iterator[int | None]:
         return
     deadline = time.monotonic() + timeout_s
     try:
-        held = _try_lock(handle)
+        held = _try_lock(handle, kind)
         while not held and time.monotonic() < deadline:
             time.sleep(0.02)
-            held = _try_lock(handle)
+            held = _try_lock(handle, kind)
         yield handle if held else None
     finally:
         os.close(handle)
 
 
-def _try_lock(handle: int) -> bool:
+def lockable() -> bool:
+    """Whether there is a lock to be had, now or later: a full or read-only home has none."""
+    return os.access(home() / "lock", os.W_OK)
+
+
+def _try_lock(handle: int, kind: int) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -9,6 +9,7 @@ children. Secrets are in its memory only.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import resource
@@ -31,8 +32,8 @@ WAIT_S = 0.1
 """How soon the worker's end is noticed."""
 DRAIN_S = 2.0
 """How long the last words of what an ended worker left behind are waited for; its own are always."""
-PIPE_BYTES = 1 << 16
-"""Of one read; a pipe holds no more unless it is told to (pipe(7))."""
+READ_BYTES = 1 << 16
+F_GETPIPE_SZ = 1032  # fcntl has the name since Python 3.10
 PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
 
 
@@ -43,13 +44,16 @@ def main(words: list[str]) -> int:
         os._exit(0)
     _settle()
     place = Path(request["folder"])
+    supervisor = record_of(os.getpid())
+    with suppress(OSError):  # who gives the start up finds this process, also while it waits for the program's disk
+        write_json(place / "worker.json", {**read_json(place / "worker.json"), "supervisor": supervisor})
     try:
         worker = _start(request)
     except OSError as error:
         _answer({"error": os.strerror(error.errno or 0), "errno": error.errno})
         return 1
     assert worker.stdout is not None
-    started: dict[str, Any] = {**record_of(worker.pid), "started_s": time.time(), "supervisor": record_of(os.getpid())}
+    started: dict[str, Any] = {**record_of(worker.pid), "started_s": time.time(), "supervisor": supervisor}
     with suppress(OSError):
         write_json(place / "worker.json", started)
     os.close(request["lock"])
@@ -99,7 +103,7 @@ class _Follower:
         self._status: int | None = None
         self._last = self._ended = time.monotonic()
         self._ended_s = 0.0
-        self._unread = PIPE_BYTES
+        self._unread = 0
 
     def run(self) -> None:
         """Until the end of the worker and of what it left behind."""
@@ -121,10 +125,10 @@ class _Follower:
             if time.monotonic() - self._last > IDLE_S:
                 self._log.write(self._redactor.flush())
             return
-        data = os.read(self._pipe, PIPE_BYTES)
+        data = os.read(self._pipe, READ_BYTES)
         self._open, self._last = bool(data), time.monotonic()
         if ended:  # what the worker wrote is at most what the pipe held then; a short read emptied it
-            self._unread = self._unread - len(data) if len(data) == PIPE_BYTES else 0
+            self._unread = self._unread - len(data) if len(data) == READ_BYTES else 0
         self._log.write(self._redactor.feed(data))
 
     def _drained(self) -> bool:
@@ -139,6 +143,7 @@ class _Follower:
                 if pid == self._worker.pid:
                     self._worker.returncode = self._status = status
                     self._ended, self._ended_s = time.monotonic(), time.time()
+                    self._unread = fcntl.fcntl(self._pipe, F_GETPIPE_SZ) if self._open else 0
                 pid, status = os.waitpid(-1, os.WNOHANG)
 
     def _note(self, status: int) -> None:

@@ -19,21 +19,12 @@ LEFT_BYTES = 256 << 20
 """By how much memory in use may differ from before the start: the driver's own."""
 
 
-def _read(gpu_indexes: list[int]) -> list[dict[str, Any]]:
-    """The driver's view of these GPUs; empty without one."""
+def _read(gpu_indexes: list[int]) -> tuple[list[dict[str, Any]], str | None]:
+    """The driver's view of these GPUs, or why nothing can be said about them."""
     try:
-        return list(read_gpus(gpu_indexes)["gpus"]) if gpu_indexes else []
-    except NodeError:
-        return []
-
-
-def problem(gpu_indexes: list[int]) -> str | None:
-    """Why nothing can be said about these GPUs."""
-    try:
-        read_gpus(gpu_indexes)
+        return (list(read_gpus(gpu_indexes)["gpus"]) if gpu_indexes else []), None
     except NodeError as error:
-        return error.message
-    return None
+        return [], error.message
 
 
 def readings(told: dict[str, Any], pids: set[int]) -> list[dict[str, Any]]:
@@ -42,7 +33,7 @@ def readings(told: dict[str, Any], pids: set[int]) -> list[dict[str, Any]]:
     In a container the driver's pids are of another world; there the growth since the start stands in for it.
     """
     before = _before(told)
-    return [_reading(gpu, pids, before.get(gpu["index"])) for gpu in _read(told.get("gpu_indexes") or [])]
+    return [_reading(gpu, pids, before.get(gpu["index"])) for gpu in _read(told.get("gpu_indexes") or [])[0]]
 
 
 def _before(told: dict[str, Any]) -> dict[int, int | None]:
@@ -68,7 +59,7 @@ def _here(entry: dict[str, Any]) -> bool:
 
 def require_no_foreign(gpu_indexes: list[int]) -> None:
     """Refuse a GPU on which a process holds more than FOREIGN_BYTES."""
-    for gpu in _read(gpu_indexes):
+    for gpu in _read(gpu_indexes)[0]:
         for entry in gpu.get("processes") or ():
             if (entry.get("used_bytes") or 0) > FOREIGN_BYTES:
                 who = process(entry["pid"])
@@ -80,15 +71,16 @@ def require_no_foreign(gpu_indexes: list[int]) -> None:
                 )
 
 
-def after_stop(told: dict[str, Any], pids: set[int], wait_s: float) -> list[dict[str, Any]]:
-    """The readings once the memory is free, or after `wait_s`; `freed` is None where the driver does not tell."""
+def after_stop(told: dict[str, Any], pids: set[int], wait_s: float) -> tuple[list[dict[str, Any]], str | None]:
+    """The readings once the memory is free, or after `wait_s`; `freed` is None where the driver does not tell. Then why
+    there are none, where some were wanted."""
     before = _before(told)
     deadline = time.monotonic() + wait_s
     while True:
-        found = _read(told.get("gpu_indexes") or [])
+        found, problem = _read(told.get("gpu_indexes") or [])
         gpus = [{**_reading(gpu, set(), None), "freed": _freed(gpu, pids, before.get(gpu["index"]))} for gpu in found]
         if all(gpu["freed"] is not False for gpu in gpus) or time.monotonic() > deadline:
-            return gpus
+            return gpus, problem
         time.sleep(0.25)
 
 

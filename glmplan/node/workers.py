@@ -20,16 +20,16 @@ from .processes import Process, all_processes, boot_id, is_alive, of_deployment,
 from .procfs import process
 from .worker_log import read_log
 
-LOCK_S = 60.0
-"""A start holds the lock for seconds; reading the GPUs takes the longest."""
+LOCK_S = 45.0
+"""A start holds the lock for seconds, and reading the GPUs takes the longest; below what the caller of a start waits."""
 STOP_LOCK_S = launcher.START_S + 5.0
-"""A start that is under way has ended by then, or was given up: it must not come after its stop."""
+"""The supervisor of a start that is under way is up by then, or given up; only slow GPU readings last longer."""
 KILL_S = 8.0
 """After SIGKILL a process that stays is stuck in the kernel."""
 RECORD_S = 5.0
 """A supervisor writes the end of its worker down within this time, also on a busy host."""
 GPU_FREE_S = 8.0
-"""The driver frees a dead process's memory within this time; `gpu_free_s` of a request shortens it."""
+"""The driver frees a dead process's memory within this time; `gpu_free_s` of a request can shorten it."""
 
 
 def start(request: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def start(request: dict[str, Any]) -> dict[str, Any]:
         (state.home() / "lock").touch(mode=0o600)
     with state.lock(LOCK_S) as lock:
         if lock is None:
-            raise NodeError("busy", "Another start on this host has not ended within a minute.", "Try again.")
+            raise NodeError("busy", f"Another start or stop on this host has not ended within {LOCK_S:g} s.", "Try again.")
         return _adopt(wanted) or _start(wanted, lock)
 
 
@@ -175,24 +175,40 @@ def poll(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def stop(request: dict[str, Any]) -> dict[str, Any]:
-    """End every process of a deployment, and show that none is left and that its GPU memory is free."""
+    """End every process of a deployment, and show that none is left and that its GPU memory is free.
+
+    A start that holds the lock for too long does not protect what runs; but where it may be this deployment's, nothing shows
+    that its worker does not come up later, and that is told.
+    """
     place = state.folder(request["deployment"])
-    with state.lock(STOP_LOCK_S):  # one that is stuck does not protect its worker
+    with state.lock(STOP_LOCK_S, shared=True) as lock:
         told, _, was = _seen(place)
         if was == "running":
             state.add_event(place, "stopping", grace_s=request.get("grace_s", 10.0))
         ended = _end(place, float(request.get("grace_s", 10.0)))
         survivors = _alive(place)
         _end_supervisor(place)
-        gpus = worker_gpus.after_stop(told, {p.pid for p in ended}, float(request.get("gpu_free_s", GPU_FREE_S)))
+        free_s = min(float(request.get("gpu_free_s", GPU_FREE_S)), GPU_FREE_S)
+        gpus, problem = worker_gpus.after_stop(told, {p.pid for p in ended}, free_s)
+    if lock is None and state.lockable() and (was == "absent" or _starting(place)):
+        raise NodeError(
+            "busy",
+            f"A start on this host is still under way after {STOP_LOCK_S:g} s, and its worker may come up after this stop.",
+            "Stop it again in a minute.",
+        )
     held = [gpu for gpu in gpus if gpu["freed"] is False]
     if was == "running":
         state.add_event(place, "stopped", killed=len(ended), survivors=[p.pid for p in survivors])
     return {
         "stopped": not survivors and not held, "killed": len(ended), "was": was, "gpus": gpus,
-        "gpu_problem": worker_gpus.problem(told["gpu_indexes"]) if told.get("gpu_indexes") and not gpus else None,
+        "gpu_problem": problem,
         "survivors": [process(p.pid) for p in survivors],
     }  # fmt: skip
+
+
+def _starting(place: Path) -> bool:
+    """Whether the program that starts the worker still runs."""
+    return is_alive(state.read_json(place / "worker.json").get("starter", {}))
 
 
 def _alive(place: Path) -> list[Process]:

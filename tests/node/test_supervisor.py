@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmplan.node.state import read_json
-from glmplan.node.supervisor import PIPE_BYTES, WAIT_S, _Follower
+from glmplan.node.supervisor import READ_BYTES, WAIT_S, _Follower
 from glmplan.node.worker_log import LogFile, Redactor, read_log
 from glmplan.transport.node import NodeFailedError
 from tests.node.host import Host, alive, until
@@ -164,11 +164,11 @@ def waiting_bytes(pipe: int) -> int:
 
 def test_a_supervisor_that_is_held_up_reads_all_before_it_tells_the_end(tmp_path: Path) -> None:
     """The last word fits into the pipe only once the supervisor reads; what the worker left holds the pipe open."""
-    code = f"import os; os.system('sleep 300 &'); os.write(1, b'x' * {PIPE_BYTES}); os.write(1, b'last\\n'); os._exit(3)"
+    code = f"import os; os.system('sleep 300 &'); os.write(1, b'x' * {READ_BYTES}); os.write(1, b'last\\n'); os._exit(3)"
     worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True, bufsize=0)
     assert worker.stdout is not None
     with worker.stdout as pipe:
-        until(lambda: waiting_bytes(pipe.fileno()) == PIPE_BYTES)
+        until(lambda: waiting_bytes(pipe.fileno()) == READ_BYTES)
         follower = HeldUp(tmp_path, worker, LogFile(tmp_path), Redactor([]))
         follower.run()
     assert follower.last == "last\n"

@@ -18,7 +18,9 @@ from pathlib import Path
 import pytest
 
 from glmplan.fleet.stop import MOST_S
-from glmplan.node import launcher, workers
+from glmplan.node import launcher, nvidia_smi, state, workers
+from glmplan.node.errors import NodeError
+from glmplan.node.processes import boot_id, record_of
 from glmplan.transport.node import NodeFailedError
 from tests.node.host import OWNER, Host, alive, free_port, kill, until
 
@@ -260,7 +262,76 @@ def test_stop_while_starting(host: Host) -> None:
 
 def test_a_stop_waits_longer_than_a_start_can_last_and_its_caller_longer_than_that() -> None:
     assert workers.STOP_LOCK_S > launcher.START_S
-    assert workers.STOP_LOCK_S + workers.KILL_S + workers.RECORD_S + workers.GPU_FREE_S < MOST_S
+    most_s = workers.STOP_LOCK_S + workers.KILL_S + workers.RECORD_S + workers.GPU_FREE_S + nvidia_smi.TIMEOUT_S
+    assert most_s < MOST_S
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """State of a node in this process."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delenv("GLMPLAN_NODE", raising=False)
+    state.make_folder(state.home())
+    return state.home()
+
+
+def test_a_stop_that_cannot_wait_for_a_start_any_longer_does_not_claim_success(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "STOP_LOCK_S", 0.1)
+    ask = {"deployment": "d", "grace_s": 0.1}
+    with state.lock(1.0) as held:
+        assert held is not None
+        with pytest.raises(NodeError, match="may come up after this stop"):
+            workers.stop(ask)
+        place = state.folder("d")
+        state.make_folder(place)
+        state.write_json(place / "start.json", {"deployment": "d"})
+        state.write_json(place / "worker.json", {"pid": None, "boot_id": boot_id(), "starter": record_of(os.getpid())})
+        with pytest.raises(NodeError, match="may come up after this stop"):
+            workers.stop(ask)
+        state.write_json(place / "worker.json", {"pid": None, "boot_id": boot_id()})
+        assert workers.stop(ask)["stopped"], "the start is another deployment's"
+    state.remove(place)
+    assert workers.stop(ask)["was"] == "absent"
+
+
+def test_stops_do_not_wait_for_each_other(here: Path) -> None:
+    with state.lock(1.0, shared=True) as one, state.lock(1.0, shared=True) as other:
+        assert one is not None
+        assert other is not None
+        with state.lock(0.1) as start:
+            assert start is None
+    with state.lock(0.1) as start:
+        assert start is not None
+
+
+def test_a_supervisor_that_does_not_answer_is_given_up_and_ended(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the pipe open, as one does whose program lies on a dead disk."""
+    place = state.folder("d")
+    state.make_folder(place)
+    program = tmp_path / "python"
+    program.write_text(
+        f"#!{sys.executable}\nimport json, os, sys, time\nsys.path.insert(0, {os.getcwd()!r})\n"
+        "from glmplan.node.processes import record_of\n"
+        "json.load(sys.stdin)\n"
+        "if os.fork():\n    os._exit(0)\n"
+        f"open({str(place / 'worker.json')!r}, 'w').write(json.dumps({{'supervisor': record_of(os.getpid())}}))\n"
+        "time.sleep(600)\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(launcher, "START_S", 5.0)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with state.lock(1.0) as lock:
+        assert lock is not None
+        with pytest.raises(NodeError, match="did not start"):
+            launcher.supervise(launcher.Order("d", "x", ["true"]), ["true"], {}, lock)
+    pid = state.read_json(place / "worker.json")["supervisor"]["pid"]
+    until(lambda: not alive(pid))
+    with state.lock(30.0) as lock:
+        assert lock is not None
 
 
 def test_stopping_what_is_not_there_is_done(host: Host) -> None:
