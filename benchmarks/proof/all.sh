@@ -80,6 +80,10 @@ if [ $# -eq 0 ]; then
   [ $wide = 1 ] || set -- together apart tables cuts speed pipeline
 fi
 for step in "$@"; do
+  if [ "$gpus" = 1 ] && { [ "$step" = cuts ] || [ "$step" = pipeline ]; }; then
+    echo "$step: left out, it needs two GPUs"
+    continue
+  fi
   case $step in
     together)
       start agreement "${SITE:-}" "" 10000 agreement --kv fp8 bf16 --per-gpu $per --seconds "$each"

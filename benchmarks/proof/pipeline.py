@@ -134,21 +134,33 @@ def planned(model: Path, site: Path, *words: str) -> list[str]:
 
 @dataclass(frozen=True)
 class TwoNodes:
-    """Half of the GPUs each."""
+    """Two neighbouring GPUs each of four or more, one each of two or three."""
 
     gpus: tuple[int, ...]
 
-    @property
-    def tp(self) -> int:
-        """GPUs per node: 2 of four, 1 of two or three."""
+    def __post_init__(self) -> None:
         if len(self.gpus) < 2:
             raise SystemExit(f"Two nodes need two GPUs and {len(self.gpus)} is visible.")
+        if any(of[-1] - of[0] != self.tp - 1 for of in self._halves):
+            raise SystemExit(f"Name neighbouring GPUs: {self.gpus} gives {self._halves}, and a host's GPUs are a range.")
+
+    @property
+    def _halves(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self.gpus[: self.tp], self.gpus[self.tp : 2 * self.tp]
+
+    @property
+    def tp(self) -> int:
+        """GPUs per node."""
         return min(len(self.gpus) // 2, 2)
 
     @property
+    def one(self) -> tuple[str, str]:
+        """The GPU of the launch that both are compared with."""
+        return ("--hosts", f"local#{self.gpus[0]}")
+
+    @property
     def hosts(self) -> tuple[str, str]:
-        named = [self.gpus[begin : begin + self.tp] for begin in (0, self.tp)]
-        return ("--hosts", ",".join("local#" + "-".join(map(str, dict.fromkeys((of[0], of[-1])))) for of in named))
+        return ("--hosts", ",".join("local#" + "-".join(map(str, dict.fromkeys((of[0], of[-1])))) for of in self._halves))
 
     def pin(self, stages: str = "") -> tuple[str, str]:
         return ("--pin", f"tp={self.tp},pp=2,nodes=2" + (f",stages={stages}" if stages else ""))
@@ -156,10 +168,10 @@ class TwoNodes:
 
 def pipeline(run: Run, silent: tuple[str, ...]) -> None:
     """One GPU as the reference, then two nodes against it."""
+    nodes = TwoNodes(run.setting.gpus)
     model, site, out = run.setting.models["spoken"], run.setting.site, run.setting.work / "answers.json"
     common = planned(model, site, *silent)
-    nodes = TwoNodes(run.setting.gpus)
-    run.glmplan("one GPU: launch", "launch", "--hosts", "local#0", "--name", "one", "--no-canary", *common)
+    run.glmplan("one GPU: launch", "launch", *nodes.one, "--name", "one", "--no-canary", *common)
     run.glmplan("one GPU: record", "verify", "--url", "http://127.0.0.1:30000", "--record", str(out), "--force", *LOOSE)
     run.glmplan("one GPU: stop", "stop", "one")
     run.glmplan(
@@ -180,7 +192,15 @@ def cuts(run: Run, silent: tuple[str, ...]) -> None:
         "cut on a shared layer: size", "size", "--gpus", f"{2 * nodes.tp}x h200", "--nodes", "2", "--model-path", str(model),
         *nodes.pin("3/4"), *own, "--kernel-port", "force", wanted=(2,), catcher=PLANNER,
     )  # fmt: skip
-    run.glmplan("0.5.13, one GPU: launch", "launch", "--hosts", "local#0", "--name", "old", "--no-canary", *common)
+    run.glmplan(
+        "0.5.13, one GPU: launch",
+        "launch",
+        *nodes.one,
+        "--name",
+        "old",
+        "--no-canary",
+        *common,
+    )
     run.glmplan(
         "0.5.13, one GPU: record", "verify", "--url", "http://127.0.0.1:30000", "--record", str(out), "--force", *LOOSE
     )

@@ -270,14 +270,13 @@ def test_all_proofs_side_by_side_say_what_was_left_out_and_what_failed(tmp_path:
     (tmp_path / "site").mkdir()
     (tmp_path / "bin").mkdir()
     listing = tmp_path / "bin/nvidia-smi"
-    listing.write_text('#!/bin/sh\necho "GPU 0: NVIDIA H200"\n')
+    listing.write_text('#!/bin/sh\ntest -n "$ONE" || echo "GPU 1: NVIDIA H200"\necho "GPU 0: NVIDIA H200"\n')
     listing.chmod(0o755)
     path = f"{listing.parent}{os.pathsep}{os.environ['PATH']}"
     sites = {"SITE": str(tmp_path / "site"), "SITE_OLD": "", "SITE_VLLM": "", "PYTHON": sys.executable}
     words = ["bash", str(script), str(tmp_path / "out"), "cuts", "speed", "other"]
-    ran = subprocess.run(
-        words, capture_output=True, text=True, env={**os.environ, "HOME": str(tmp_path), "PATH": path, **sites}
-    )
+    environment = {**os.environ, "HOME": str(tmp_path), "PATH": path, **sites}
+    ran = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert ran.returncode == 2
     assert "cuts: left out, its site is not set" in ran.stdout
     assert "speed: DOES NOT HOLD" in ran.stdout
@@ -286,3 +285,5 @@ def test_all_proofs_side_by_side_say_what_was_left_out_and_what_failed(tmp_path:
     with tarfile.open(tmp_path / "out/speed.tar.gz") as packed:
         assert packed.getnames() == ["speed", "speed/speed.log"]
     assert "other is no step" in ran.stdout
+    ran = subprocess.run(words[:-2], capture_output=True, text=True, env={**environment, "ONE": "1"})
+    assert (ran.returncode, ran.stdout) == (0, "cuts: left out, it needs two GPUs\n")

@@ -79,7 +79,9 @@ def test_two_nodes_have_half_of_the_gpus_each(gpus: tuple[int, ...], hosts: str,
     assert nodes.hosts == ("--hosts", hosts)
     assert nodes.pin("2/5") == ("--pin", pin)
     with pytest.raises(SystemExit, match="need two GPUs and 1 is visible"):
-        pipeline.TwoNodes((3,)).hosts  # noqa: B018
+        pipeline.TwoNodes((3,))
+    with pytest.raises(SystemExit, match="Name neighbouring GPUs"):
+        pipeline.TwoNodes((0, 2, 5, 7))
 
 
 def test_the_forced_cuts_are_the_planner_s_refused_one_and_hold_only_when_the_named_one_caught_them(
