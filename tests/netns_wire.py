@@ -35,13 +35,13 @@ def ip(words: str) -> str:
     return command("ip", *words.split())
 
 
-def wait_for(what: str, condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait until it is so."""
+def wait_for(what: str, condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait until it is so, mostly for something that another process does."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: not within {seconds:g} s")
-        time.sleep(0.01)
+        time.sleep(0.02)
 
 
 class Switch:

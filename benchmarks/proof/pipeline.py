@@ -160,7 +160,8 @@ class TwoNodes:
 
     @property
     def hosts(self) -> tuple[str, str]:
-        return ("--hosts", ",".join("local#" + "-".join(map(str, dict.fromkeys((of[0], of[-1])))) for of in self._halves))
+        ranges = (f"{of[0]}" if self.tp == 1 else f"{of[0]}-{of[-1]}" for of in self._halves)
+        return ("--hosts", ",".join(f"local#{numbers}" for numbers in ranges))
 
     def pin(self, stages: str = "") -> tuple[str, str]:
         return ("--pin", f"tp={self.tp},pp=2,nodes=2" + (f",stages={stages}" if stages else ""))
@@ -192,15 +193,7 @@ def cuts(run: Run, silent: tuple[str, ...]) -> None:
         "cut on a shared layer: size", "size", "--gpus", f"{2 * nodes.tp}x h200", "--nodes", "2", "--model-path", str(model),
         *nodes.pin("3/4"), *own, "--kernel-port", "force", wanted=(2,), catcher=PLANNER,
     )  # fmt: skip
-    run.glmplan(
-        "0.5.13, one GPU: launch",
-        "launch",
-        *nodes.one,
-        "--name",
-        "old",
-        "--no-canary",
-        *common,
-    )
+    run.glmplan("0.5.13, one GPU: launch", "launch", *nodes.one, "--name", "old", "--no-canary", *common)
     run.glmplan(
         "0.5.13, one GPU: record", "verify", "--url", "http://127.0.0.1:30000", "--record", str(out), "--force", *LOOSE
     )

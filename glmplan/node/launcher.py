@@ -8,7 +8,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from . import state
 from .bundle import bundle
 from .errors import NodeError
 from .port_holder import holder, wait_for_passing
-from .processes import MARK, boot_id, is_alive, record_of
+from .processes import MARK, boot_id, kill, record_of
 from .worker_log import LEAST_SECRET, Redactor
 
 KEPT = (
@@ -30,9 +29,10 @@ KEPT = (
     "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "HF_HOME", "HF_HUB_CACHE", "NVIDIA_VISIBLE_DEVICES", "SSL_CERT_FILE",
 )  # fmt: skip
 """What a worker inherits; everything else is set by the plan, so that a controller's shell cannot change it."""
-GIVEN_UP_S = 2.0
 START_S = 20.0
 """A supervisor that has not answered by then hangs on a dead disk."""
+GIVEN_UP_S = 2.0
+"""One that is killed is gone within this time, unless the kernel holds it."""
 LEAST_FREE_BYTES = 1 << 20
 
 
@@ -221,10 +221,7 @@ def supervise(wanted: Order, argv: list[str], environment: dict[str, str], lock:
 def _give_up(place: Path, process: subprocess.Popen[bytes]) -> None:
     """End a supervisor that does not answer. It may hold the pipe for ever, so that its end is not waited for."""
     process.kill()
-    supervisor = state.read_json(place / "worker.json").get("supervisor", {})
-    if is_alive(supervisor):
-        with suppress(ProcessLookupError):
-            os.kill(supervisor["pid"], signal.SIGKILL)
+    kill(state.read_json(place / "worker.json").get("supervisor", {}))
     if process.stdout:
         process.stdout.close()
     with suppress(subprocess.TimeoutExpired):

@@ -65,6 +65,13 @@ def is_alive(record: dict[str, Any]) -> bool:
     return process is not None and not process.ended and process.start_ticks == record.get("start_ticks")
 
 
+def kill(record: dict[str, Any]) -> None:
+    """End the process of a record, if it still runs."""
+    if is_alive(record):
+        with suppress(ProcessLookupError):
+            os.kill(record["pid"], signal.SIGKILL)
+
+
 def record_of(pid: int) -> dict[str, Any]:
     """What names a process for `is_alive` later."""
     process = read_process(pid)

@@ -6,17 +6,15 @@ knows as much as the one that started the worker. Sizes in bytes, times as Unix 
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from . import launcher, state, worker_gpus
 from .errors import NodeError
-from .processes import Process, all_processes, boot_id, is_alive, of_deployment, send
+from .processes import Process, all_processes, boot_id, is_alive, kill, of_deployment, send
 from .procfs import process
 from .worker_log import read_log
 
@@ -201,8 +199,7 @@ def stop(request: dict[str, Any]) -> dict[str, Any]:
         state.add_event(place, "stopped", killed=len(ended), survivors=[p.pid for p in survivors])
     return {
         "stopped": not survivors and not held, "killed": len(ended), "was": was, "gpus": gpus,
-        "gpu_problem": problem,
-        "survivors": [process(p.pid) for p in survivors],
+        "gpu_problem": problem, "survivors": [process(p.pid) for p in survivors],
     }  # fmt: skip
 
 
@@ -246,11 +243,9 @@ def _still(place: Path, seen: dict[int, Process]) -> list[Process]:
 def _end_supervisor(place: Path) -> None:
     """Let it write its record; a stuck one is killed."""
     deadline = time.monotonic() + RECORD_S
-    while is_alive(state.read_json(place / "worker.json").get("supervisor", {})):
+    while is_alive(supervisor := state.read_json(place / "worker.json").get("supervisor", {})):
         if time.monotonic() > deadline:
-            with suppress(ProcessLookupError):
-                os.kill(state.read_json(place / "worker.json")["supervisor"]["pid"], signal.SIGKILL)
-            return
+            return kill(supervisor)
         time.sleep(0.02)
 
 

@@ -17,8 +17,9 @@ from glmplan.kernels.engines.sglang_expert_tables import file_name as expert_fil
 from glmplan.kernels.engines.sglang_tables import file_name, read_table
 from tests import fake_nvml_build
 from tests.cli.conftest import Ran
-from tests.fleet.control import interruptible, wait_until
+from tests.fleet.control import interruptible
 from tests.fleet.fake_engine_python import fake_python
+from tests.netns_wire import wait_for
 
 TWO = ("--shapes", "2624,6144", "--shapes", "512,1024", "--rows", "1,64")
 FIRST, SECOND = file_name(2624, 6144, "NVIDIA H200"), file_name(512, 1024, "NVIDIA H200")
@@ -175,7 +176,7 @@ def test_experts_that_were_stopped_go_on_with_the_rows_that_are_missing(home: Ho
     asked = ("--experts", "256,128", "--rows", "1,2,4,8")
     process = home.start(*asked)
     partial = home.tables.parent / "moe" / "partial" / f"{UP}.part"
-    wait_until("a row", partial.exists, 100)
+    wait_for("a row", partial.exists, 100)
     process.send_signal(signal.SIGINT)
     ran = home.ended(process)
     assert ran.code == 130, ran.err
@@ -217,7 +218,7 @@ def test_what_is_there_is_kept_and_measured_again_only_when_asked(home: Home):
 def test_ctrl_c_stops_the_tuner_keeps_its_tables_and_the_next_run_goes_on(home: Home):
     home.engine(hold_from=3)
     process = home.start(*TWO)
-    wait_until("the first table", lambda: (home.tables / FIRST).exists(), 100)
+    wait_for("the first table", lambda: (home.tables / FIRST).exists(), 100)
     process.send_signal(signal.SIGINT)
     cut = home.ended(process)
     assert cut.code == 130, cut.err
@@ -234,7 +235,7 @@ def test_ctrl_c_stops_the_tuner_keeps_its_tables_and_the_next_run_goes_on(home: 
 def test_a_controller_that_dies_finds_the_tuner_again(home: Home):
     home.engine(hold_from=1)
     process = home.start(*TWO)
-    wait_until("the tuner", home.starts, 100)
+    wait_for("the tuner", home.starts, 100)
     process.kill()
     process.communicate()
     assert len(home.pids()) == 1
@@ -242,7 +243,7 @@ def test_a_controller_that_dies_finds_the_tuner_again(home: Home):
     assert other.code == 1
     assert "runs with another plan" in other.err
     process = home.start(*TWO, "--json")
-    wait_until("its adoption", lambda: "the tuner goes on" in home.told.read_text(), 100)
+    wait_for("its adoption", lambda: "the tuner goes on" in home.told.read_text(), 100)
     home.go_on.touch()
     ran = home.ended(process)
     assert ran.code == 0, ran.err
@@ -253,11 +254,11 @@ def test_a_controller_that_dies_finds_the_tuner_again(home: Home):
 def test_a_tuner_that_ended_unseen_has_its_tables_brought_back(home: Home):
     home.engine(hold_from=1)
     process = home.start(*TWO)
-    wait_until("the tuner", home.starts, 100)
+    wait_for("the tuner", home.starts, 100)
     process.kill()
     process.communicate()
     home.go_on.touch()
-    wait_until("its end", lambda: any("exit_status" in one.read_text() for one in home.state.glob("*/worker.json")), 100)
+    wait_for("its end", lambda: any("exit_status" in one.read_text() for one in home.state.glob("*/worker.json")), 100)
     ran = home.run(*TWO, "--json")
     assert ran.code == 0, ran.err
     assert "had ended" in ran.err

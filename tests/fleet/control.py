@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import IO
 import pytest
 
 from tests.netns import Network
+from tests.netns_wire import wait_for
 
 STAND_IN = ("--gpus", "6x b200", "--nodes", "3", "--context", "32k")
 """Two ranks on each of three nodes: as few processes as a pipeline with tensor parallelism has."""
@@ -86,7 +87,7 @@ class Program:
             assert not ended, f"it ended without a line with {words}: {self.out}{self.err}"
             return False
 
-        wait_until(f"a line with {words}", said, LONG_S)
+        wait_for(f"a line with {words}", said, LONG_S)
 
     def interrupt(self) -> None:
         """Ctrl-C."""
@@ -167,14 +168,6 @@ class Controller:
             time.sleep(0.05)
 
 
-def wait_until(what: str, condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Wait for something that another process does."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"{what}: not within {seconds:g} s"
-        time.sleep(0.05)
-
-
 def workers(hosts: Network, name: str, words: Sequence[str] = ("standin",)) -> dict[int, str]:
     """The stand-in's processes on a host."""
     return {pid: line for pid, line in hosts.pids(name).items() if all(word in line for word in words)}
@@ -189,7 +182,7 @@ def a_rank(hosts: Network, name: str) -> int:
         found[:] = [pid for pid in all_pids if parent(pid) in all_pids]
         return bool(found)
 
-    wait_until(f"a rank on {name}", forked)
+    wait_for(f"a rank on {name}", forked)
     return found[0]
 
 
@@ -214,18 +207,18 @@ def all_stopped(text: str, hosts: Sequence[str] = ("h1", "h2", "h3")) -> bool:
 
 def wait_for_workers(hosts: Network) -> None:
     """Until every host runs the stand-in."""
-    wait_until("the workers", lambda: all(workers(hosts, name) for name in hosts.hosts))
+    wait_for("the workers", lambda: all(workers(hosts, name) for name in hosts.hosts))
 
 
 def wait_for_loading(hosts: Network, name: str) -> None:
     """Until both ranks of a host have met the others and load."""
-    wait_until(f"loading on {name}", lambda: logs(hosts, name).count("Load weight begin") == 2, LONG_S)
+    wait_for(f"loading on {name}", lambda: logs(hosts, name).count("Load weight begin") == 2, LONG_S)
 
 
 def wait_for_end(hosts: Network, name: str) -> None:
     """Until nothing of a host's node runs and its end is on record there."""
-    wait_until(f"the end of the node on {name}", lambda: not workers(hosts, name))
-    wait_until("its record", lambda: all("ended_s" in path.read_text() for path in hosts[name].state.glob("*/worker.json")))
+    wait_for(f"the end of the node on {name}", lambda: not workers(hosts, name))
+    wait_for("its record", lambda: all("ended_s" in path.read_text() for path in hosts[name].state.glob("*/worker.json")))
 
 
 @pytest.fixture

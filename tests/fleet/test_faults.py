@@ -22,10 +22,10 @@ from tests.fleet.control import (
     wait_for_end,
     wait_for_loading,
     wait_for_workers,
-    wait_until,
     workers,
 )
 from tests.netns import three_hosts
+from tests.netns_wire import wait_for
 
 __all__ = ["controller", "three_hosts"]
 
@@ -190,7 +190,7 @@ def test_a_wrong_answer_is_exit_seven_and_stops_the_server(controller: Controlle
 def test_a_server_that_dies_while_it_is_asked_is_no_wrong_answer(controller: Controller):
     hosts = controller.hosts
     with controller.launching(GLMPLAN_REHEARSE_FAULT="no-answer") as launch:
-        wait_until("a question", lambda: "gets no answer" in logs(hosts, "h1"), 240)
+        wait_for("a question", lambda: "gets no answer" in logs(hosts, "h1"), 240)
         os.kill(a_rank(hosts, "h3"), signal.SIGKILL)
         assert launch.end() == 6, launch.err
     assert "The fact canary got no answer. The worker on h3 (node 2) ended" in launch.err

@@ -22,9 +22,10 @@ from glmplan.fleet.tune_result import Event, PartialLine, RowGain, TableLine, Ta
 from glmplan.kernels.engines.sglang_expert_tables import file_name as expert_file
 from glmplan.kernels.engines.sglang_tables import file_name
 from tests import fake_nvml_build
-from tests.fleet.control import Controller, wait_until
+from tests.fleet.control import Controller
 from tests.fleet.fake_engine_python import fake_python
 from tests.netns import Network, network, why_not
+from tests.netns_wire import wait_for
 
 TWO = ("--shapes", "2624,6144", "--shapes", "512,1024", "--rows", "1,64")
 FIRST, SECOND = file_name(2624, 6144, "NVIDIA H200"), file_name(512, 1024, "NVIDIA H200")
@@ -65,11 +66,11 @@ def test_a_link_that_is_lost_and_comes_back_costs_nothing(controller: Controller
     go_on = tmp_path / "go_on"
     with controller.program(*words(controller.hosts, tmp_path, hold=str(go_on)), "--json") as tune:
         tune.says("the tuner started")
-        wait_until("the tuner", (tmp_path / "notes").exists)
+        wait_for("the tuner", (tmp_path / "notes").exists)
         controller.hosts.drop_link("h1")
         try:
             signs = ("did not answer", "is lost", "broke")
-            wait_until("silence", lambda: any(sign in tune.err for sign in signs) or tune.process.poll() is not None, 240)
+            wait_for("silence", lambda: any(sign in tune.err for sign in signs) or tune.process.poll() is not None, 240)
         finally:
             controller.hosts.restore_link("h1")
             go_on.touch()
@@ -84,7 +85,7 @@ def test_a_host_that_reboots_ends_it_and_the_next_run_goes_on(controller: Contro
     go_on = tmp_path / "go_on"
     asked = words(controller.hosts, tmp_path, hold=str(go_on), hold_from=3)
     with controller.program(*asked) as tune:
-        wait_until("the first table", (tmp_path / "out" / FIRST).exists, 240)
+        wait_for("the first table", (tmp_path / "out" / FIRST).exists, 240)
         controller.hosts.reboot("h1")
         assert tune.end() == 1, tune.err
     assert "went with a reboot" in tune.err or "vanished" in tune.err
@@ -97,7 +98,7 @@ def test_a_host_that_reboots_ends_it_and_the_next_run_goes_on(controller: Contro
 
 def test_ctrl_c_stops_the_tuner_on_the_host(controller: Controller, tmp_path: Path):
     with controller.program(*words(controller.hosts, tmp_path, hold=str(tmp_path / "never"))) as tune:
-        wait_until("the tuner", (tmp_path / "notes").exists, 240)
+        wait_for("the tuner", (tmp_path / "notes").exists, 240)
         tune.interrupt()
         assert tune.end() == 130, tune.err
     assert controller.left() == {}
