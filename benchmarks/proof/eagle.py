@@ -31,7 +31,6 @@ DRAFT = (
 )  # fmt: skip
 ACCEPTED_SLACK, LEAST_ACCEPTED = 0.1, 1.2
 FORMATS, PORTS = ("fp8", "bf16"), ("port", "sm89")
-SERVERS = ("stock", "again", "other", *PORTS)
 
 
 def ask(client: Client) -> dict[str, Any]:
@@ -73,27 +72,31 @@ def accepted(answers: Mapping[str, Any]) -> float:
 
 
 def verdict(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    parts = {kv: part({name: outcomes[f"{kv}-{name}"] for name in SERVERS}) for kv in FORMATS}
+    parts = {kv: part(kv, outcomes) for kv in FORMATS}
     lines = [line for kv, found in parts.items() for line in (f"KV {kv}", *found["lines"])]
     holds = all(found["holds"] for found in parts.values())
     return {"holds": holds, "prompts": len(LENGTHS) + len(BATCH), "parts": parts, "lines": lines}
 
 
-def part(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """One KV format, by server name without it. The port says its line once: the draft model is the same process."""
-    answers = {name: outcome.result for name, outcome in outcomes.items() if outcome.result}
-    silent = [name for name in outcomes if name not in answers]
-    stock = answers.get("stock", {})
-    apart = {name: judge.distance(stock, found) for name, found in answers.items() if name != "stock" and stock}
-    noise, ports = ({name: apart[name] for name in names if name in apart} for names in (("again", "other"), PORTS))
+def part(kv: str, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """One KV format. The port says its line once: the draft model is the same process."""
+    stock, *own = (f"{kv}-{name}" for name in ("stock", "again", "other"))
+    forced = [f"{kv}-{name}" for name in PORTS]
+    names = (stock, *own, *forced)
+    answers = {name: result for name in names if (result := outcomes[name].result)}
+    silent = [name for name in names if name not in answers]
+    apart = {
+        name: judge.distance(answers[stock], found) for name, found in answers.items() if name != stock and stock in answers
+    }
+    noise, ports = ({name: apart[name] for name in group if name in apart} for group in (own, forced))
     found = judge.judge_agreement(noise, ports, {}, len(LENGTHS) + len(BATCH))
     per = {name: round(accepted(result), 3) for name, result in answers.items()}
-    limit = min((per[name] for name in per if name not in PORTS), default=0.0) * (1 - ACCEPTED_SLACK)
-    astray = [name for name in answers if len(outcomes[name].port_lines) != (name in PORTS)]
+    limit = min((per[name] for name in per if name not in forced), default=0.0) * (1 - ACCEPTED_SLACK)
+    astray = [name for name in answers if len(outcomes[name].port_lines) != (name in forced)]
     found["tokens_per_verification"] = per
-    found["holds"] &= not astray and not set(silent) - {"other"} and per["stock"] > LEAST_ACCEPTED
+    found["holds"] &= not astray and not {*silent} - {f"{kv}-other"} and per[stock] > LEAST_ACCEPTED
     found["holds"] &= all(per[name] >= limit for name in ports)
-    found["lines"] += [f"no answers from {name}{', not needed' if name == 'other' else ''}" for name in silent]
+    found["lines"] += [f"no answers from {name}{', not needed' if name == f'{kv}-other' else ''}" for name in silent]
     found["lines"] += [f"{name} has {len(outcomes[name].port_lines)} lines of the port" for name in astray]
     found["lines"].append(f"tokens per verification: {per}; at least {limit:.2f}, and more than {LEAST_ACCEPTED} with stock")
     return found

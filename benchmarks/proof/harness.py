@@ -11,6 +11,7 @@ PROOF_GPUS (numbers, `0,1`; default all), PROOF_PORT (its first port, default 10
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -396,16 +397,32 @@ def write(out: Path, name: str, setting: Setting, outcomes: Mapping[str, Outcome
         "proof": name, "date": time.strftime("%Y-%m-%d"), "setting": versions(setting), "verdict": verdict,
         "servers": {key: described(outcome) for key, outcome in sorted(outcomes.items())},
     }  # fmt: skip
-    (out / f"{name}.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
-    lines = [f"{name}: {'holds' if verdict.get('holds') else 'DOES NOT HOLD'}", json.dumps(record["setting"])]
-    lines += [f"  {line}" for line in verdict.get("lines", [])]
-    for item in outcomes.values():
-        lines.append(f"{item.name}: {item.error or f'up after {item.started_s} s'}")
-        lines += [f"    {line}" for line in item.complaints]
-    lines += sorted({line[line.index("glmplan port") :] for item in outcomes.values() for line in item.port_lines})
-    (out / f"{name}.txt").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines), flush=True)
+    print(write_record(out / f"{name}.json", record), end="", flush=True)
     pack(out / f"{name}-logs.tar.gz", [*setting.logs.glob("*.log"), *setting.logs.glob("*.answers.json")])
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> str:
+    """The record and beside it the same to read, whose text is given back."""
+    path.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    verdict, servers = record["verdict"], record["servers"]
+    lines = [f"{record['proof']}: {'holds' if verdict.get('holds') else 'DOES NOT HOLD'}", json.dumps(record["setting"])]
+    lines += [f"  {line}" for line in verdict.get("lines", [])]
+    for name, server in servers.items():
+        lines.append(f"{name}: " + (server["error"] or f"up after {server['started_s']} s"))
+        lines += [f"    {line}" for line in server["complaints"]]
+    lines += sorted({line[line.index(MARKER[:-1]) :] for server in servers.values() for line in server["port_lines"]})
+    text = "\n".join(lines) + "\n"
+    path.with_suffix(".txt").write_text(text)
+    return text
+
+
+def recorded(path: Path) -> dict[str, Outcome]:
+    """The servers of a record with the answers that lie packed beside it."""
+    with tarfile.open(path.with_name(f"{path.stem}-logs.tar.gz")) as packed:
+        return {
+            name: Outcome(**server, result=json.load(packed.extractfile(f"{name}.answers.json") or io.BytesIO(b"null")))
+            for name, server in json.loads(path.read_text())["servers"].items()
+        }
 
 
 def described(outcome: Outcome) -> dict[str, Any]:

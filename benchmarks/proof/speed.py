@@ -60,10 +60,11 @@ def jobs(version: str) -> list[Job]:
 
 
 def verdict(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    parts = {
-        kv: judge.judge_speed(outcomes[f"{kv}-stock"].result or {}, outcomes[f"{kv}-port"].result or {})
-        for kv in ("fp8", "bf16")
-    }
+    pairs = {kv: [outcomes[f"{kv}-{name}"].result or {} for name in ("stock", "port")] for kv in ("fp8", "bf16")}
+    return of_rates({kv: judge.judge_speed(stock, port) for kv, (stock, port) in pairs.items()})
+
+
+def of_rates(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     lines = [line for kv, part in parts.items() for line in (f"KV {kv}, tokens a second", *part["lines"])]
     return {"holds": all(part["holds"] for part in parts.values()), "parts": parts, "lines": lines}
 

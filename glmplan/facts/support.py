@@ -48,13 +48,10 @@ class ProofRun(Frozen):
         return all(check.holds for check in self.checks)
 
     @property
-    def words(self) -> str:
-        """`ran compiled for sm_89 on one H200, 2026-11-22 (agreement)`."""
+    def place(self) -> str:
+        """`ran compiled for sm_89 on one H200, 2026-11-22`."""
         how = "ran" if self.sm == self.compiled_for else f"ran compiled for sm_{self.compiled_for}"
-        if not self.holds:
-            failed = ", ".join(check.id for check in self.checks if not check.holds)
-            return f"{how} on one {self.gpu}, {self.date}, where {failed} DID NOT HOLD"
-        return f"{how} on one {self.gpu}, {self.date} ({', '.join(check.id for check in self.checks)})"
+        return f"{how} on one {self.gpu}, {self.date}"
 
 
 class ProofProfile(Frozen):
@@ -85,6 +82,15 @@ def _on(runs: list[ProofRun], sm: int | None) -> Support:
     """One SM: a run that does not hold undoes those that do."""
     own = [run for run in runs if run.sm == run.compiled_for == sm]
     told = own or [run for run in runs if run.compiled_for == sm]
-    worst_first = sorted(told, key=lambda run: (run.holds, run.date, run.record))
-    words = "; ".join(run.words for run in worst_first)
+    words = "; ".join(_sentences(sorted(told, key=lambda run: (run.holds, run.date, run.record))))
     return Support("proven" if own and all(run.holds for run in own) else "expected", words)
+
+
+def _sentences(runs: Iterable[ProofRun]) -> list[str]:
+    """`ran on one H200, 2026-11-22 (agreement, eagle)`: the checks of one place and day together, failed ones apart."""
+    checks: dict[tuple[str, bool], list[str]] = {}
+    for run in runs:
+        ids = [check.id for check in run.checks if check.holds == run.holds]
+        checks.setdefault((run.place, run.holds), []).extend(ids)
+    said = {key: ", ".join(dict.fromkeys(ids)) for key, ids in checks.items()}
+    return [f"{place} ({ids})" if holds else f"{place}, where {ids} DID NOT HOLD" for (place, holds), ids in said.items()]

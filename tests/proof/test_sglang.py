@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.proof import agreement, eagle, harness, judge, speed
+from benchmarks.proof import agreement, eagle, harness, judge, rejudge, speed
 from tests.proof.answering import first_of_free_ports, program
 
 RECORDS = sorted((Path(__file__).resolve().parents[2] / "docs/proof").glob("*.json"))
@@ -72,10 +72,16 @@ def test_a_whole_agreement_run(setting: harness.Setting, tmp_path: Path, capsys:
     with tarfile.open(tmp_path / "out/agreement-logs.tar.gz") as packed:
         assert "fp8-port.log" in packed.getnames()
         assert "fp8-port.answers.json" in packed.getnames()
-    assert judge.main([str(tmp_path / "out/agreement.json")]) == 0
-    record["verdict"]["parts"]["fp8"]["ports"]["fp8-port"]["prompt_mean"] = float("nan")
-    (tmp_path / "out/agreement.json").write_text(json.dumps(record))
-    assert judge.main([str(tmp_path / "out/agreement.json")]) == 1
+    path = tmp_path / "out/agreement.json"
+    text = path.with_suffix(".txt").read_text()
+    assert rejudge.main([str(path)]) == 0
+    record["verdict"]["parts"]["fp8"]["ports"]["fp8-port"]["prompt_mean"] = 0.123
+    path.write_text(json.dumps(record))
+    assert rejudge.main([str(path)]) == 1
+    assert "which is not what was recorded" in capsys.readouterr().out
+    assert rejudge.main([str(path), "--write"]) == 0
+    assert rejudge.main([str(path)]) == 0
+    assert path.with_suffix(".txt").read_text() == text
 
 
 def test_a_server_that_fails_does_not_stop_the_others(setting: harness.Setting):
@@ -144,11 +150,10 @@ def test_eagle_is_judged_by_answers_by_accepted_drafts_and_by_one_line_of_the_po
     outcomes = harness.run(eagle.jobs("0.5.23"), setting, 200, per_gpu=5)
     found = eagle.verdict(outcomes)
     assert found["holds"], found["lines"]
-    assert judge.rejudge({"verdict": found})
     port = outcomes["fp8-port"]
     assert port.result is not None
     port.port_lines *= 2
-    assert "port has 2 lines of the port" in eagle.verdict(outcomes)["lines"]
+    assert "fp8-port has 2 lines of the port" in eagle.verdict(outcomes)["lines"]
     assert not eagle.verdict(outcomes)["holds"]
     port.port_lines = port.port_lines[:1]
     kept = outcomes["fp8-other"].result
@@ -159,7 +164,7 @@ def test_eagle_is_judged_by_answers_by_accepted_drafts_and_by_one_line_of_the_po
         item["per_verification"] *= 0.89
     assert not eagle.verdict(outcomes)["holds"]
     outcomes["fp8-stock"].result = None
-    assert "no answers from stock" in eagle.verdict(outcomes)["lines"]
+    assert "no answers from fp8-stock" in eagle.verdict(outcomes)["lines"]
 
 
 def answers(shift: float, tokens: int = 5) -> dict[str, Any]:
@@ -168,8 +173,36 @@ def answers(shift: float, tokens: int = 5) -> dict[str, Any]:
 
 def test_distances():
     near = judge.distance(answers(0.0), answers(0.25))
-    assert near == {"prompt_mean": 0.25, "prompt_p99": 0.25, "answer_mean": 0.25, "agreement": 1.0, "prompts": 1.0}
-    assert judge.distance(answers(0.0), answers(0.0, tokens=6))["agreement"] == 0.0
+    same = {"prompt_mean": 0.25, "prompt_p99": 0.25, "answer_mean": 0.25, "agreement": 1.0, "prompts": 1.0}
+    assert near == {**same, "tie_gap": 0.0, "differing": 0.0, "compared": 8.0}
+    other = judge.distance(answers(0.0), answers(0.25, tokens=6))
+    assert other == {**near, "answer_mean": 0.0, "agreement": 0.0, "tie_gap": 0.25, "differing": 1.0, "compared": 1.0}
+
+
+def test_as_many_tokens_may_differ_as_chance_gives():
+    def found(differing: int, compared: int) -> judge.Distance:
+        return judge.distance(answers(0.0), answers(0.0)) | {"differing": differing, "compared": compared}
+
+    usual = found(18, 760)
+    assert judge.chance(found(19, 549), usual) == pytest.approx(0.160, abs=0.001)
+    assert judge.chance(found(0, 0), found(0, 0)) == 1.0
+    assert judge.chance(found(0, 900), usual) == pytest.approx(1.0)
+    # of 3 that differ all fall into a third of the tokens
+    assert judge.chance(found(3, 100), found(0, 200)) == pytest.approx(1 / 27)
+    control = {"control": judge.distance(answers(0.0), answers(2.0))}
+    for differing, holds in ((25, True), (40, False)):
+        verdict = judge.judge_agreement(
+            {"again": found(2, 900), "other": usual}, {"port": found(differing, 549)}, control, 1
+        )
+        assert verdict["holds"] is holds, verdict["lines"]
+
+
+def test_where_tokens_differ_they_are_as_near_a_tie_as_among_right_kernels():
+    noise = {"other": judge.distance(answers(0.0), answers(0.06, tokens=6))}
+    control = {"control": judge.distance(answers(0.0), answers(2.0))}
+    for gap, holds in ((0.12, True), (0.13, False)):
+        ports = {"port": judge.distance(answers(0.0), answers(gap, tokens=6)) | {"prompt_mean": 0.0, "prompt_p99": 0.0}}
+        assert judge.judge_agreement(noise, ports, control, 1)["holds"] is holds
 
 
 def test_a_port_within_the_noise_holds_and_one_beyond_does_not():
@@ -201,9 +234,7 @@ def raw_verdict(**shifts: float | None) -> dict[str, Any]:
         prompts = max(prompts, len(found or {}))
         outcomes[job.name] = harness.Outcome(job.name, 0, [], {}, port_lines=lines, result=found)
     assert outcomes.keys() == {f"raw-{name}" for name in RAW}
-    found = agreement.verdict(["raw"], [], outcomes, prompts)
-    assert judge.rejudge({"verdict": found}) is found["holds"]
-    return found
+    return agreement.verdict(["raw"], [], outcomes, prompts)
 
 
 @pytest.mark.parametrize(("port", "holds"), [(0.2, True), (0.33, True), (0.34, False)])
@@ -251,10 +282,8 @@ def test_speed_holds_when_both_were_measured_whole():
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=[path.stem for path in RECORDS])
-def test_recorded_verdicts_follow_from_their_figures(path: Path):
-    record = json.loads(path.read_text())
-    assert judge.rejudge(record) is record["verdict"]["holds"]
-    assert not judge.rejudge({**record, "verdict": {**record["verdict"], "holds": False}})
+def test_recorded_verdicts_follow_from_the_recorded_answers(path: Path):
+    assert rejudge.rejudged(path) == json.loads(path.read_text())["verdict"]
 
 
 def test_the_installed_package_has_the_entry_point(setting: harness.Setting):

@@ -69,7 +69,7 @@ def test_the_smoke_keeps_every_log_and_prints_the_cause(
     assert vllm_agreement.smoke(setting, ["bf16"], ["sm80"], tmp_path / "out", 200) == 1
     printed = capsys.readouterr().out
     assert "AcceleratorError: CUDA error: on purpose" in printed[printed.index("--- bf16-sm80") :]
-    assert "bf16-port [5, 5, 5, 5, 5, 5, 5, 5] prompt_mean 0.00000" in printed
+    assert "bf16-port [5, 5, 5, 5, 5, 5, 5, 5] prompt_mean 0.0000 " in printed
     with tarfile.open(tmp_path / "out/smoke-vllm-0.33.0-logs.tar.gz") as packed:
         assert set(packed.getnames()) == {"bf16-stock.log", "bf16-port.log", "bf16-sm80.log"}
 
