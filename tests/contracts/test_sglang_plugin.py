@@ -18,6 +18,7 @@ from glmplan.kernels.engines import sglang_expert_tables as experts
 from glmplan.kernels.engines.sglang_expert_engine import FUSED
 from glmplan.kernels.engines.sglang_plugin import PARTITION
 from glmplan.kernels.engines.sglang_tables import file_name
+from glmplan.kernels.engines.sglang_tune import UNTUNED
 from glmplan.kernels.engines.sglang_versions import VERSIONS, Release, Target
 from tests.contracts.wheels import WheelUnavailable, wheel
 
@@ -177,6 +178,17 @@ def test_tables_are_named_as_the_engine_looks_them_up(version: str):
     values = {"N": 2624, "K": 6144, "device_name": "NVIDIA_GeForce_RTX_4090", "block_n": 128, "block_k": 128}
     found = eval(compile(ast.Expression(name), "lookup", "eval"), {}, values)
     assert found == file_name(2624, 6144, "NVIDIA GeForce RTX 4090")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_without_a_table_the_engine_takes_the_tile_that_a_tuner_may_keep(version: str):
+    source = VERSIONS[version].block_fp8.path.rpartition(".")[0]
+    body = ast.walk(function(version, f"{source}.w8a8_block_fp8_matmul_triton"))
+    named = (node for node in body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "config")
+    tile = next(
+        ast.unparse(node.value) for node in named if isinstance(node.value, ast.Dict) and None not in node.value.keys
+    )
+    assert ast.literal_eval(tile.replace("block_size[0]", "128").replace("block_size[1]", "128")) == UNTUNED
 
 
 @pytest.mark.parametrize("version", VERSIONS)

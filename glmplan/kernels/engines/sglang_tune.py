@@ -55,6 +55,13 @@ KERNEL = "_w8a8_block_fp8_matmul"
 """What the engine launches for a block-FP8 GEMM on NVIDIA GPUs (0.5.23, kernels/ops/gemm/fp8_kernel.py:669)."""
 
 
+UNTUNED: Config = {
+    "BLOCK_SIZE_M": 64, "BLOCK_SIZE_N": BLOCK, "BLOCK_SIZE_K": BLOCK, "GROUP_SIZE_M": 32, "num_warps": 4, "num_stages": 3,
+}  # fmt: skip
+"""The engine's tile where it finds no table (0.5.13.post1, srt/layers/quantization/fp8_kernel.py:1238; 0.5.23,
+kernels/ops/gemm/fp8_kernel.py:813)."""
+
+
 class Shape(NamedTuple):
     """A weight [n, k] of one rank."""
 
@@ -177,7 +184,7 @@ class Case:
         self.b = torch.randn(shape.n, shape.k, device="cuda").to(fp8)
         self.b_scale = torch.rand(blocks_n, blocks_k, device="cuda") + 0.5
         table = self.lookup(shape.n, shape.k, BLOCK, BLOCK)
-        self.default = table[min(table, key=lambda m: abs(m - rows))] if table else None
+        self.default = table[min(table, key=lambda m: abs(m - rows))] if table else UNTUNED
 
     def run(self, config: Config | None) -> Any:
         """The engine's function; `config` takes the place of what it looks up, None is its own choice."""
