@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -53,8 +54,9 @@ def verify(
     ] = None,
     record: Annotated[Path | None, typer.Option(help="Write this server's answers to a file, and ask nothing else.")] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="With --record: mean difference in nats that is still equal (0.1).")
+        float | None, typer.Option(help="With --record: mean difference after a prompt that is still equal, in nats (0.1).")
     ] = None,
+    ties: Annotated[float | None, typer.Option(help="With --record: two tokens this near are a tie, in nats (0.2).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Let --record overwrite a file.")] = False,
     without_mtp_url: Annotated[
         str | None, typer.Option(help="The same model without MTP; its text must agree (canary mtp).")
@@ -75,8 +77,11 @@ def verify(
         raise UsageError("Give either --url or --kernels.", "glmplan verify --url http://127.0.0.1:30000, for example.")
     if kernels:
         raise typer.Exit(_kernels(as_json))
-    if timeout <= 0 or (tolerance is not None and tolerance <= 0):
-        raise UsageError("--timeout and --tolerance must be above 0.", "Correct them.")
+    for option, value, usual in (("--timeout", timeout, "300"), ("--tolerance", tolerance, "0.1"), ("--ties", ties, "0.2")):
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"{option} is {value:g} and must be a number above 0.", f"Write {option} {usual}, for example.")
+    if record is None and (tolerance is not None or ties is not None):
+        raise UsageError("--tolerance and --ties go with --record: they are kept in the record.", "Record again with them.")
     if record is not None and (reference is not None or only or without_mtp_url):
         raise UsageError("--record asks for token ids only; it goes with no canary.", "Record first, then verify.")
     assert url is not None
@@ -84,7 +89,7 @@ def verify(
     tokens = None if context is None else parse_tokens(context, "--context")
     asked = _Asked(url, without_mtp_url, model, tokens, timeout, _key(api_key_env), names)
     if record is not None:
-        _record(asked, record, tolerance, force, as_json)
+        _record(asked, record, (tolerance, ties), force, as_json)
     else:
         _ask(asked, reference, as_json)
 
@@ -141,24 +146,29 @@ def _not_wanted(asked: _Asked, reference: Path | None) -> tuple[str, ...]:
     return tuple(name for name, given in absent if given is None and name not in asked.only)
 
 
-def _record(asked: _Asked, path: Path, tolerance: float | None, force: bool, as_json: bool) -> None:
-    """Ask a trusted server for its tokens and keep them."""
+def _record(asked: _Asked, path: Path, allowed: tuple[float | None, float | None], force: bool, as_json: bool) -> None:
+    """Ask a trusted server for its tokens and keep them. `allowed`: --tolerance and --ties."""
     from glmplan.cli._files import check_writable, save_text
-    from glmplan.fleet.reference import TOLERANCE_NATS, detect_family, record
+    from glmplan.fleet.reference import TIE_NATS, TOLERANCE_NATS, detect_family, record
 
     check_writable(path, force)
     _, served = _served(asked)
     model = served.model
     family, version = detect_family(served.request)
-    found = record(served.request, model, family, version, served.context_tokens, tolerance or TOLERANCE_NATS)
+    tolerance, ties = allowed
+    found = record(
+        served.request, model, family, version, served.context_tokens, tolerance or TOLERANCE_NATS, ties or TIE_NATS
+    )
     save_text(found.model_dump_json(indent=1) + "\n", path)
     tokens = sum(len(entry.tokens) for entry in found.entries)
     if as_json:
         typer.echo(found.model_dump_json(indent=1))
         return
+    noise, name = max((entry.noise_nats or 0.0, entry.name) for entry in found.entries)
+    most = f", by {noise:g} after the prompt of {name}" if noise else ""
     typer.echo(
         f"Saved {path}: {len(found.entries)} prompts and {tokens} tokens of {model} ({family} {version or '?'}); "
-        f"the server differs from itself by {found.noise_nats:g} nats.\n"
+        f"the server differs from itself by {found.noise_nats:g} nats{most}.\n"
         f"Next: glmplan verify --url URL --reference {path}"
     )
 

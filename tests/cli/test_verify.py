@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from benchmarks.proof.pipeline import CANARY_WRONG, caught_by
 from tests.fleet.served_by import Behaviour, serving
 
 
@@ -65,6 +66,7 @@ def test_recorded_answers_judge_another_server(glmplan, tmp_path):
         ran = glmplan("verify", "--url", url, "--record", str(path))
         assert ran.code == 0, ran.err
         assert "6 prompts and 144 tokens of glm (sglang 0.5.23)" in ran.out
+        assert "differs from itself by 0 nats." in ran.out
         assert glmplan("verify", "--url", url, "--record", str(path)).code == 2, "no overwriting without --force"
         assert glmplan("verify", "--url", url, "--record", str(path), "--force", "--json").code == 0
         assert glmplan("verify", "--url", url, "--reference", str(path), "--only", "reference").code == 0
@@ -72,6 +74,23 @@ def test_recorded_answers_judge_another_server(glmplan, tmp_path):
         ran = glmplan("verify", "--url", url, "--reference", str(path), "--only", "reference")
     assert ran.code == 7
     assert "2600 tokens" in ran.err
+    with serving(Behaviour(drift=0.2, drift_after=2_048)) as (url, _):
+        ran = glmplan("verify", "--url", url, "--reference", str(path), "--only", "reference")
+    assert ran.code == 7
+    assert caught_by(ran.code, ran.err) == CANARY_WRONG
+    assert " tokens, 0.1 are allowed; 3 prompts are beyond theirs" in ran.err
+
+
+def test_a_record_keeps_tolerance_and_ties(glmplan, tmp_path):
+    path = tmp_path / "answers.json"
+    with serving(Behaviour(context=1_000)) as (url, _):
+        assert glmplan("verify", "--url", url, "--record", str(path), "--tolerance", "0.05", "--ties", "1.0").code == 0
+    found = json.loads(path.read_text())
+    assert (found["tolerance_nats"], found["tie_nats"]) == (0.05, 1.0)
+    with serving(Behaviour(context=1_000)) as (url, _):
+        ran = glmplan("verify", "--url", url, "--reference", str(path), "--only", "reference")
+    assert ran.code == 0
+    assert "72 of 72 tokens compared, at most 0.000 nats apart on average (8 tokens)" in ran.out
 
 
 def test_a_damaged_record_is_a_sentence(glmplan, tmp_path):
@@ -96,6 +115,16 @@ def test_the_text_with_mtp_is_compared_with_the_text_without(glmplan):
         ("--url", "10.0.0.1:30000"),
         ("--url", "http://x", "--only", "needel"),
         ("--url", "http://x", "--timeout", "0"),
+        ("--url", "http://x", "--timeout", "nan"),
+        ("--url", "http://x", "--record", "a", "--tolerance", "0"),
+        ("--url", "http://x", "--record", "a", "--tolerance", "inf"),
+        ("--url", "http://x", "--record", "a", "--ties", "0"),
+        ("--url", "http://x", "--record", "a", "--ties", "-1"),
+        ("--url", "http://x", "--record", "a", "--ties", "nan"),
+        ("--url", "http://x", "--record", "a", "--ties", "inf"),
+        ("--url", "http://x", "--record", "a", "--ties", "many"),
+        ("--url", "http://x", "--reference", "b", "--ties", "1.0"),
+        ("--url", "http://x", "--tolerance", "0.1"),
         ("--url", "http://x", "--context", "many"),
         ("--url", "http://x", "--record", "a", "--reference", "b"),
         ("--url", "http://x", "--reference", "/does/not/exist"),

@@ -75,19 +75,21 @@ def token(ids: list[int], place: int, behaviour: Behaviour) -> tuple[int, float,
     seed = sum((place + 1) * one for place, one in enumerate(ids[-4096:])) % 9973
     chosen, logprob = seed % 500, -0.5 - (seed % 7) / 10
     second = (chosen + 1) % 500
-    gap = 0.02 if seed % 5 == 0 else 1.0
-    if behaviour.swaps_ties and gap < 0.1:
+    near = seed % 5 == 0
+    gap = (behaviour.tie_gap or 0.02) if near else 1.0
+    if behaviour.swaps_ties and near:
         chosen, second, logprob = second, chosen, logprob - gap
         return chosen, logprob, [(chosen, logprob), (second, logprob - 0.001)]
     if behaviour.broken_after is not None and len(ids) > behaviour.broken_after:
         chosen = (chosen + 250) % 500
-    logprob += behaviour.drift or 0.0
+    logprob += (behaviour.drift or 0.0) if len(ids) > (behaviour.drift_after or 0) else 0.0
     return chosen, logprob, [(chosen, logprob), (second, logprob - gap)]
 
 
 def tokens(ids: list[int], count: int, behaviour: Behaviour) -> list[tuple[int, float, list[tuple[int, float]]]]:
     ids, found = list(ids), []
-    for place in range(count):
+    short = behaviour.short_after is not None and len(ids) > behaviour.short_after
+    for place in range(min(count, 3) if short else count):
         found.append(token(ids, place, behaviour))
         ids.append(found[-1][0])
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 
 import pytest
+from pydantic import ValidationError
 
 from glmplan.errors import GlmplanError, NotHealthyError, UsageError, WrongAnswersError
 from glmplan.fleet import questions
@@ -187,10 +189,10 @@ def test_a_number_with_separators_is_the_number():
 # --- recorded answers ---------------------------------------------------------------------------------------------------
 
 
-def recorded(url, context=131_072, tolerance=0.1):
+def recorded(url, context=131_072, **allowed):
     served = Served(http_ask(url), 60.0)
     family, version = detect_family(served.request)
-    return record(served.request, served.model, family, version, context, tolerance)
+    return record(served.request, served.model, family, version, context, **allowed)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +211,10 @@ def test_a_server_agrees_with_its_own_record(trusted):
     found = compared(trusted)
     assert found.status == "pass", found
     assert "144 of 144 tokens" in found.note
+    assert found.note == "144 of 144 tokens compared, at most 0.000 nats apart on average (8 tokens)"
     assert trusted.noise_nats == 0
+    assert [entry.noise_nats for entry in trusted.entries] == [0] * 6
+    assert trusted.tie_nats == 0.2
 
 
 def test_the_other_engine_is_asked_in_its_own_way_and_agrees(trusted):
@@ -234,6 +239,116 @@ def test_small_drift_passes_and_large_drift_fails(trusted):
     assert "0.3000 nats" in found.got
 
 
+def test_a_server_exact_on_short_and_off_on_long_prompts_is_refused(trusted):
+    found = compared(trusted, drift=-0.2, drift_after=2_048)
+    assert found.status == "fail"
+    assert re.fullmatch(
+        r"a mean difference of 0\.2000 nats after the prompt of (2600|5000|17500) tokens, 0\.1 are allowed; "
+        "3 prompts are beyond theirs",
+        found.got,
+    )
+    found = compared(trusted, drift=0.2, drift_after=6_000)
+    assert found.got == "a mean difference of 0.2000 nats after the prompt of 17500 tokens, 0.1 are allowed", "0.03 over all"
+    assert found.expected == "the recorded tokens, log-probabilities within 0.1 nats on average after every prompt"
+
+
+@pytest.mark.parametrize("drift", [0.06, -0.08])
+def test_another_right_kernel_is_right(trusted, drift):
+    found = compared(trusted, drift=drift, drift_after=2_048)
+    assert found.status == "pass", found
+    assert found.note.startswith(f"144 of 144 tokens compared, at most {abs(drift):.3f} nats apart on average (")
+
+
+def of_noise(reference, noise, beyond):
+    """The record of a server that differed from itself after longer prompts than `beyond`."""
+    entries = (
+        one.model_copy(update={"noise_nats": noise if len(one.prompt_ids) > beyond else 0.0}) for one in reference.entries
+    )
+    return reference.model_copy(update={"entries": tuple(entries)})
+
+
+def test_a_prompt_may_differ_twice_as_much_as_the_trusted_server_does_there(trusted):
+    noisy = of_noise(trusted, 0.07, beyond=2_048)
+    assert compared(noisy, drift=0.13, drift_after=2_048).status == "pass"
+    found = compared(noisy, drift=0.13, drift_after=600)
+    assert found.status == "fail"
+    assert found.got == "a mean difference of 0.1300 nats after the prompt of 700 tokens, 0.1 are allowed"
+    assert "within 0.1 to 0.14 nats" in found.expected
+
+
+def test_the_mean_of_the_whole_is_judged_too(trusted):
+    found = compared(of_noise(trusted, 0.1, beyond=0), drift=0.15)
+    assert found.status == "fail"
+    assert found.got == "a mean difference of 0.1500 nats over 144 tokens, 0.1 are allowed"
+
+
+def test_few_tokens_give_no_verdict_of_their_own_and_are_named(trusted):
+    found = compared(trusted, short_after=6_000, drift=0.15, drift_after=6_000)
+    assert found.status == "pass", found
+    assert found.note == (
+        "123 of 144 tokens compared, at most 0.000 nats apart on average (8 tokens); "
+        "too few to judge alone: 17500 tokens (3 of 24)"
+    )
+
+
+def test_half_of_the_tokens_must_be_compared(trusted):
+    found = compared(trusted, short_after=50)
+    assert found.status == "fail"
+    assert found.got == "39 of 144 tokens compared, 72 are needed"
+
+
+def test_records_of_few_tokens_are_judged_as_a_whole(trusted):
+    short = trusted.model_copy(
+        update={"entries": tuple(one.model_copy(update={"tokens": one.tokens[:4]}) for one in trusted.entries)}
+    )
+    assert compared(short, drift=0.15, drift_after=6_000).status == "pass", "4 tokens of 24 are no verdict"
+    found = compared(short, drift=0.15)
+    assert found.status == "fail"
+    assert found.got == "a mean difference of 0.1500 nats over 24 tokens, 0.1 are allowed"
+
+
+@pytest.fixture(scope="module")
+def wide() -> dict[float, Reference]:
+    """Records of a server whose ties lie 0.28 nats apart, by their window."""
+    with serving(Behaviour(tie_gap=0.28)) as (url, _):
+        return {ties: recorded(url, context=1_000, tie_nats=ties) for ties in (0.2, 1.0)}
+
+
+def test_the_window_for_ties_is_a_number_of_its_own(wide):
+    assert compared(wide[1.0], tie_gap=0.28, swaps_ties=True).status == "pass"
+    found = compared(wide[0.2], tie_gap=0.28, swaps_ties=True)
+    assert found.status == "fail"
+    assert "; 0.280 nats lay between them, 0.2 are a tie" in found.got
+    assert compared(wide[1.0], drift=0.2).status == "fail", "the tolerance stays"
+
+
+def old(reference, **changes):
+    """A record as it was written before each prompt had its noise and ties a window."""
+    found = reference.model_dump()
+    del found["tie_nats"]
+    for entry in found["entries"]:
+        del entry["noise_nats"]
+    return Reference.model_validate({**found, **changes})
+
+
+def test_records_made_before_are_read(trusted, wide):
+    assert old(trusted).tie_window_nats == 0.2
+    assert old(trusted, tolerance_nats=0.5).tie_window_nats == 1.0
+    assert {one.noise_nats for one in old(trusted).entries} == {None}
+    assert set(old(trusted, noise_nats=0.08).limits_nats) == {0.16}
+    assert compared(old(trusted)).status == "pass"
+    assert compared(old(trusted), drift=0.2, drift_after=2_048).status == "fail"
+    assert compared(old(wide[0.2]), tie_gap=0.28, swaps_ties=True).status == "fail"
+    assert compared(old(wide[0.2], tolerance_nats=0.5), tie_gap=0.28, swaps_ties=True).status == "pass"
+
+
+@pytest.mark.parametrize("name", ["tolerance_nats", "tie_nats", "noise_nats"])
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
+def test_a_record_of_impossible_numbers_is_refused(trusted, name, value):
+    with pytest.raises(ValidationError):
+        Reference.model_validate({**trusted.model_dump(), name: value})
+
+
 def test_swapped_ties_are_no_fault_and_hide_nothing_after_them(trusted):
     found = compared(trusted, swaps_ties=True)
     assert found.status == "pass", found
@@ -247,13 +362,48 @@ def test_prompts_are_the_same_every_time_and_fit_the_context():
     assert all(5 <= one <= 999 for ids in prompts(None).values() for one in ids)
 
 
-def test_a_server_that_disagrees_with_itself_is_not_recorded():
-    class Restless(Behaviour):
-        def __getattr__(self, name):
-            return 0.3 * len(self.asked) if name == "drift" else super().__getattr__(name)
+class Restless(Behaviour):
+    """Every answer to a long prompt differs from the one before."""
 
-    with serving(Restless()) as (url, _), pytest.raises(GlmplanError, match="disagrees with itself"):
-        recorded(url, context=100)
+    def __init__(self, step):
+        super().__init__(drift_after=600)
+        self.step = step
+
+    def __getattr__(self, name):
+        if name == "drift":
+            return self.step * (sum(path == "/generate" for path, _, _ in self.asked) > 6)
+        return super().__getattr__(name)
+
+
+def test_a_right_server_s_noise_is_recorded_prompt_by_prompt():
+    with serving(Restless(0.09)) as (url, _):
+        found = recorded(url)
+    assert [entry.noise_nats for entry in found.entries] == [0, 0, 0.09, 0.09, 0.09, 0.09]
+    assert found.noise_nats == 0.06
+    assert found.limits_nats == (0.1, 0.1, 0.18, 0.18, 0.18, 0.18)
+    assert Reference.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize(("step", "allowed"), [(0.17, 0.1), (0.5, 0.3)])
+def test_a_server_that_disagrees_with_itself_is_not_recorded(step, allowed):
+    words = (
+        rf"disagrees with itself: a mean difference of {step:.4f} nats after the prompt of 700 tokens, {1.5 * allowed:g} are"
+    )
+    with serving(Restless(step)) as (url, _), pytest.raises(GlmplanError, match=words) as failure:
+        recorded(url, tolerance_nats=allowed)
+    assert "--tolerance" in str(failure.value.next_step)
+
+
+def test_a_server_whose_own_tokens_part_is_told_of_the_window_for_ties():
+    class Parting(Behaviour):
+        def __getattr__(self, name):
+            return len(self.asked) > 4 if name == "swaps_ties" else super().__getattr__(name)
+
+    with serving(Parting(tie_gap=0.28)) as (url, _), pytest.raises(GlmplanError, match=r"0\.2 are a tie") as failure:
+        recorded(url, context=1_000)
+    assert "--ties" in str(failure.value.next_step)
+    with serving(Parting(tie_gap=0.28)) as (url, _):
+        assert recorded(url, context=1_000, tie_nats=1.0).tie_nats == 1.0
 
 
 def test_answers_without_log_probabilities_are_a_sentence():
