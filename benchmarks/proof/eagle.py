@@ -3,8 +3,9 @@
 `SITE=~/site python -m benchmarks.proof.eagle OUT [--seconds 500] [--per-gpu 4]`
 The checkpoint has an MTP layer and tokens with a likely successor, so that drafts are accepted. Answers are judged as in
 `agreement`: noise is the larger distance of stock to stock again and to the engine's other kernels, all with drafts; the
-answers' log-probabilities are those of the verification. As many drafts must be accepted as with stock. Three draft steps,
-four draft tokens, CUDA graphs on for verification, draft and draft extend.
+answers' log-probabilities are those of the verification. As many drafts must be accepted as with stock. A control whose
+attention is wrong on purpose must be noticed. Three draft steps, four draft tokens, CUDA graphs on for verification, draft
+and draft extend.
 `spec_verify_ct`: verifications of one answer, in meta_info once it is whole (0.5.23, tokenizer_manager.py:3172).
 """
 
@@ -60,6 +61,7 @@ def jobs(version: str) -> list[Job]:
                 Job(f"{kv}-again", stock, ask, off, "mtp"),
                 Job(f"{kv}-sm89", port, ask, {**force, "GLMPLAN_RUN_AS": "sm89"}, "mtp"),
                 Job(f"{kv}-other", other, ask, off, "mtp"),
+                Job(f"{kv}-control", port, ask, {**force, "PROOF_SABOTAGE": "1"}, "mtp"),
             ]
         )
     return [job for step in zip(*rows, strict=True) for job in step]
@@ -79,20 +81,19 @@ def verdict(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 
 
 def part(kv: str, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """One KV format. The port says its line once: the draft model is the same process."""
-    stock, *own = (f"{kv}-{name}" for name in ("stock", "again", "other"))
+    """One KV format. The port says its line once: the draft model is the same process. The first records have no control."""
+    stock, control, *own = (f"{kv}-{name}" for name in ("stock", "control", "again", "other"))
     forced = [f"{kv}-{name}" for name in PORTS]
-    names = (stock, *own, *forced)
+    names = [name for name in (stock, *own, *forced, control) if name in outcomes]
     answers = {name: result for name in names if (result := outcomes[name].result)}
     silent = [name for name in names if name not in answers]
-    apart = {
-        name: judge.distance(answers[stock], found) for name, found in answers.items() if name != stock and stock in answers
-    }
-    noise, ports = ({name: apart[name] for name in group if name in apart} for group in (own, forced))
-    found = judge.judge_agreement(noise, ports, {}, len(LENGTHS) + len(BATCH))
+    base = answers.get(stock, {})
+    apart = {name: judge.distance(base, found) for name, found in answers.items() if name != stock and base}
+    noise, ports, controls = ({name: apart[name] for name in group if name in apart} for group in (own, forced, [control]))
+    found = judge.judge_agreement(noise, ports, controls, len(LENGTHS) + len(BATCH))
     per = {name: round(accepted(result), 3) for name, result in answers.items()}
-    limit = min((per[name] for name in per if name not in forced), default=0.0) * (1 - ACCEPTED_SLACK)
-    astray = [name for name in answers if len(outcomes[name].port_lines) != (name in forced)]
+    limit = min((per[name] for name in per if name in (stock, *own)), default=0.0) * (1 - ACCEPTED_SLACK)
+    astray = [name for name in answers if len(outcomes[name].port_lines) != (name in (*forced, control))]
     found["tokens_per_verification"] = per
     found["holds"] &= not astray and not {*silent} - {f"{kv}-other"} and per[stock] > LEAST_ACCEPTED
     found["holds"] &= all(per[name] >= limit for name in ports)

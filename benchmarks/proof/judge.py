@@ -4,7 +4,10 @@ Pure: answers in, verdict out; `rejudge` repeats it from the recorded ones.
 
 Two servers are compared over the same prompts by
 - prompt_mean, prompt_p99   |difference| of log-probabilities of given prompt tokens (teacher-forced: the prefill path);
-- answer_mean               the same of generated tokens, up to the first that differs (the decode path);
+- prompt_worst              its means per prompt, over the half of the prompts that differ most: what is wrong only beyond
+                            the 2,048 tokens of sparse attention is not thinned out by short prompts;
+- answer_mean, answer_worst the same of generated tokens up to the first that differs (the decode path); an answer of fewer
+                            than LEAST_TOKENS such tokens has no mean of its own;
 - differing of compared     greedy tokens: how many answers come to a token that differs, of the tokens compared until then;
 - tie_gap                   mean |difference| of the log-probabilities that the two gave their own token, where they differ:
                             greedy servers that compute the same part only where two tokens are nearly as likely.
@@ -29,7 +32,10 @@ from typing import Any
 
 FACTOR = 2.0
 NO_FARTHER = 1.1
-FLOOR = {"prompt_mean": 0.01, "prompt_p99": 0.1, "answer_mean": 0.01, "tie_gap": 0.05}
+FLOOR = {
+    "prompt_mean": 0.01, "prompt_p99": 0.1, "prompt_worst": 0.01, "answer_mean": 0.01, "answer_worst": 0.01, "tie_gap": 0.05,
+}  # fmt: skip
+LEAST_TOKENS = 4
 LEAST_CHANCE = 0.005
 """Of a right port in one comparison; a GPU session makes about twenty."""
 
@@ -46,21 +52,31 @@ def same_tokens(first: Sequence[int], second: Sequence[int]) -> int:
 
 def distance(first: Answers, second: Answers) -> Distance:
     """How far two servers' answers are apart, over the prompts both have."""
-    prompt, answer, agreed, gaps, compared = [], [], [], [], 0
+    prompt: list[list[float]] = []
+    answer: list[list[float]] = []
+    agreed, gaps, compared = [], [], 0
     for name in sorted(first.keys() & second.keys()):
         a, b = first[name], second[name]
-        prompt += [abs(x - y) for x, y in zip(a["prompt"], b["prompt"], strict=True)]
+        prompt.append([abs(x - y) for x, y in zip(a["prompt"], b["prompt"], strict=True)])
         same = same_tokens(a["tokens"], b["tokens"])
         apart = [abs(x - y) for x, y in zip(a["logprobs"], b["logprobs"], strict=True)]
-        answer += apart[:same]
+        answer.append(apart[:same])
         gaps += apart[same : same + 1]
         compared += len(apart[: same + 1])
         agreed.append(same / len(a["tokens"]))
+    tokens = [value for values in prompt for value in values]
     return {
-        "prompt_mean": mean(prompt), "prompt_p99": quantile(prompt, 0.99), "answer_mean": mean(answer),
+        "prompt_mean": mean(tokens), "prompt_p99": quantile(tokens, 0.99), "prompt_worst": worst_half(prompt),
+        "answer_mean": mean([value for values in answer for value in values]), "answer_worst": worst_half(answer),
         "tie_gap": mean(gaps), "differing": float(len(gaps)), "compared": float(compared), "agreement": mean(agreed),
         "prompts": float(len(agreed)),
     }  # fmt: skip
+
+
+def worst_half(values: Sequence[Sequence[float]]) -> float:
+    """The mean over the larger half of the means."""
+    means = sorted(mean(each) for each in values if len(each) >= LEAST_TOKENS)
+    return mean(means[len(means) // 2 :])
 
 
 def mean(values: Sequence[float]) -> float:
@@ -118,9 +134,10 @@ def judge_agreement(
         by = f"by a chance of {chance(found, usual):.3f}"
         lines.append(f"{name:<12} {text(found)} {by}  {'holds' if not over else 'beyond: ' + ', '.join(over)}")
     for name, found in controls.items():
-        seen = bool(exceeded(found, allowed, usual))
-        holds &= seen
-        lines.append(f"{name:<12} {text(found)}  {'wrong on purpose, noticed' if seen else 'wrong on purpose, NOT NOTICED'}")
+        seen = exceeded(found, allowed, usual)
+        holds &= bool(seen)
+        by = f"noticed by {', '.join(seen)}" if seen else "NOT NOTICED"
+        lines.append(f"{name:<12} {text(found)}  wrong on purpose, {by}")
     found = {"holds": holds, "noise": noise, "allowed": allowed, "ports": ports, "controls": controls, "lines": lines}
     return found | ({"coarse": coarse} if coarse else {})
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -39,8 +40,12 @@ from benchmarks.proof.agreement import MODEL
 
 TOKENIZED = {"spoken": (*MODEL["plain"], "--tokenizer")}
 ENGINE = ("--engine-arg=--grammar-backend", "--engine-arg", "none", "--engine-arg=--trust-remote-code")
-LOOSE = ("--tolerance", "0.5")
-"""Random weights leave ties that two runs of one server break apart (agreement.py: 0.04 nats mean, 0.3 at the 99th)."""
+LOOSE = ("--tolerance", "0.12", "--ties", "1.0")
+"""Random weights leave ties everywhere: where right servers part, the two tokens lie 0.03 to 0.09 nats apart on average and
+0.28 at most, where wrong ones do 0.14 to 0.29 and 0.6. So no token is wrong by itself, and the mean difference of
+log-probabilities judges, prompt by prompt: twice the prompt's noise or 0.12. Beyond 2,048 tokens two starts of one stock
+server lie 0.06 apart, other right kernels 0.06 to 0.08, wrong attention 0.18 to 0.30; below 800 tokens one server 0.000 and
+other right kernels 0.04 to 0.05."""
 SILENT = ("--engine-arg=--skip-tokenizer-init",)
 WEIGHTS = (
     "--engine-arg=--fp8-gemm-backend",
@@ -51,12 +56,19 @@ WEIGHTS = (
     "triton",
 )
 FORCED = ("--engine-env", "SGLANG_PP_LAYER_PARTITION=3,4")
-UNTRIED = ("--kernel-port", "off", "--engine-arg=--disable-cuda-graph", "--engine-arg=--skip-server-warmup")
+AS_STOCK = [f"{name}={value}" for name, value in harness.BASE.items() if name.startswith("SGLANG_")]
+"""The stock servers' settings in the other proofs: sparse attention for short prompts, too, no DeepGEMM for weights."""
+UNTRIED = (
+    "--kernel-port", "off", "--engine-arg=--disable-cuda-graph", "--engine-arg=--skip-server-warmup",
+    *(word for setting in AS_STOCK for word in ("--engine-env", setting)),
+)  # fmt: skip
 RECOMPUTED = ("--engine-arg=--json-model-override-args", "--engine-arg", '{"index_topk_pattern": "FFFFSSF"}')
 """The checkpoint's own pattern is FFFSSSF: layers 3 to 5 share the top-k of layer 2."""
 
 PLANNER, PLUGIN, ENGINE_START = "the planner", "our plugin, before the weights", "the engine, at its start"
 CANARY_ENDED, CANARY_WRONG = "the canary: its question ended the server", "the canary: a wrong answer"
+SECOND_STAGE = re.compile(r"^\S+, PP1 .*while serving:$", re.MULTILINE)
+"""Where launch quotes the log of the worker that failed: one that fails for another reason may be the first stage's."""
 
 
 def caught_by(code: int | None, text: str) -> str | None:
@@ -66,7 +78,7 @@ def caught_by(code: int | None, text: str) -> str | None:
         return PLANNER
     if code == 6 and ": ready" not in text:
         return PLUGIN if unsent else ENGINE_START
-    if code == 6 and " canary got no answer. The worker " in text:
+    if code == 6 and " canary got no answer. The worker " in text and SECOND_STAGE.search(text):
         return CANARY_ENDED
     if code == 7 and "reference expected 'the recorded tokens" in text:
         return CANARY_WRONG
@@ -210,6 +222,7 @@ def cuts(run: Run, silent: tuple[str, ...]) -> None:
         # of an option twice, the later counts
         words = ("launch", *nodes.hosts, "--name", name, *judged, *common, *FORCED, *more)
         run.glmplan(f"0.5.13, {name} cut: launch", *words, wanted=(code,), catcher=catcher)
+        run.glmplan(f"0.5.13, {name} cut: logs", "logs", name, "--lines", "60")
         run.glmplan(f"0.5.13, {name} cut: stop", "stop", name)
 
 
@@ -218,13 +231,29 @@ def memory_left() -> list[str]:
     return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split("\n")
 
 
+def texts(path: Path) -> dict[str, str]:
+    """What each command of a record printed, by its step's name, from the text beside it."""
+    return {part.partition(": exit")[0]: part for part in path.with_suffix(".txt").read_text().split("\n## ")[1:]}
+
+
+def rejudged(verdict: Mapping[str, Any], said: Mapping[str, str]) -> dict[str, Any]:
+    """A recorded verdict with who caught what, told anew from what was printed."""
+    steps = []
+    for step in verdict["steps"]:
+        caught = {"caught_by": caught_by(step["exit"], said[step["name"]]) or "nobody known"} if "catcher" in step else {}
+        holds = step["exit"] in step["wanted"] and step.get("catcher") == caught.get("caught_by")
+        steps.append({**step, **caught, "holds": holds})
+    same = verdict["memory_before"] == verdict["memory_after"]
+    return {**verdict, "steps": steps, "holds": bool(steps) and same and all(step["holds"] for step in steps)}
+
+
 def write(out: Path, name: str, run: Run, before: list[str], after: list[str]) -> bool:
     """OUT/NAME.json and OUT/NAME.txt."""
     home = str(Path.home())
     holds = bool(run.steps) and all(step.holds for step in run.steps) and before == after
     steps = [
         {"name": s.name, "command": "glmplan " + shlex.join(s.words).replace(home, "~"), "wanted": s.wanted, "exit": s.code,
-         "seconds": s.seconds, "holds": s.holds} | ({"caught_by": s.caught_by} if s.catcher else {})
+         "seconds": s.seconds, "holds": s.holds} | ({"catcher": s.catcher, "caught_by": s.caught_by} if s.catcher else {})
         for s in run.steps
     ]  # fmt: skip
     verdict: Mapping[str, Any] = {"holds": holds, "memory_before": before, "memory_after": after, "steps": steps}

@@ -1,8 +1,8 @@
 """Do recorded answers still give the recorded verdicts?  python -m benchmarks.proof.rejudge docs/proof/*.json [--write]
 
-Answers lie in NAME-logs.tar.gz beside NAME.json. A record without compared answers is judged from its figures where those
-are judged (speed); commands and their exit codes (launch, tune) are taken as they are. `--write` replaces verdicts that the
-answers no longer give, in the record and in the text beside it. Exit 1 when one does not hold or is not what is recorded.
+Answers lie in NAME-logs.tar.gz beside NAME.json. A record without compared answers is judged from its figures (speed) or
+from what its commands printed (launch, in NAME.txt); `tune` is taken as it is. `--write` replaces verdicts that these no
+longer give, in the record and, but for launch, in the text. Exit 1 when one does not hold or is not what is recorded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.proof import agreement, eagle, harness, judge, speed
+from benchmarks.proof import agreement, eagle, harness, judge, pipeline, speed
 
 
 def rejudged(path: Path) -> dict[str, Any]:
@@ -26,6 +26,8 @@ def rejudged(path: Path) -> dict[str, Any]:
         verdict = from_answers(record["proof"], verdict, path)
     elif any("stock" in part for part in parts.values()):
         verdict = speed.of_rates({kv: judge.judge_speed(part["stock"], part["port"]) for kv, part in parts.items()})
+    elif "steps" in verdict:
+        verdict = pipeline.rejudged(verdict, pipeline.texts(path))
     found: dict[str, Any] = json.loads(json.dumps(verdict))
     return found
 
@@ -47,8 +49,10 @@ def main(words: list[str] | None = None) -> int:
     for path in asked.records:
         record, now = json.loads(path.read_text()), rejudged(path)
         same = now == record["verdict"]
-        if not same and asked.write:
+        if not same and asked.write and "servers" in record:
             harness.write_record(path, {**record, "verdict": now})
+        elif not same and asked.write:
+            path.write_text(json.dumps({**record, "verdict": now}, indent=1) + "\n")
         wrong += not now["holds"] or not (same or asked.write)
         print(f"{path}: {'holds' if now['holds'] else 'DOES NOT HOLD'}{'' if same else ', which is not what was recorded'}")
     return 1 if wrong else 0

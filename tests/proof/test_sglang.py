@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,11 @@ def test_eagle_is_judged_by_answers_by_accepted_drafts_and_by_one_line_of_the_po
     outcomes["fp8-other"].result = None
     assert eagle.verdict(outcomes)["holds"]
     outcomes["fp8-other"].result = kept
+    kept = outcomes["fp8-control"].result
+    outcomes["fp8-control"].result = port.result
+    assert any("wrong on purpose, NOT NOTICED" in line for line in eagle.verdict(outcomes)["lines"])
+    assert not eagle.verdict(outcomes)["holds"]
+    outcomes["fp8-control"].result = kept
     for item in port.result.values():
         item["per_verification"] *= 0.89
     assert not eagle.verdict(outcomes)["holds"]
@@ -173,10 +179,18 @@ def answers(shift: float, tokens: int = 5) -> dict[str, Any]:
 
 def test_distances():
     near = judge.distance(answers(0.0), answers(0.25))
-    same = {"prompt_mean": 0.25, "prompt_p99": 0.25, "answer_mean": 0.25, "agreement": 1.0, "prompts": 1.0}
-    assert near == {**same, "tie_gap": 0.0, "differing": 0.0, "compared": 8.0}
+    means = dict.fromkeys(["prompt_mean", "prompt_p99", "prompt_worst", "answer_mean", "answer_worst"], 0.25)
+    assert near == {**means, "agreement": 1.0, "prompts": 1.0, "tie_gap": 0.0, "differing": 0.0, "compared": 8.0}
     other = judge.distance(answers(0.0), answers(0.25, tokens=6))
-    assert other == {**near, "answer_mean": 0.0, "agreement": 0.0, "tie_gap": 0.25, "differing": 1.0, "compared": 1.0}
+    assert other == {
+        **near,
+        "answer_mean": 0.0,
+        "answer_worst": 0.0,
+        "agreement": 0.0,
+        "tie_gap": 0.25,
+        "differing": 1.0,
+        "compared": 1.0,
+    }
 
 
 def test_as_many_tokens_may_differ_as_chance_gives():
@@ -201,8 +215,23 @@ def test_where_tokens_differ_they_are_as_near_a_tie_as_among_right_kernels():
     noise = {"other": judge.distance(answers(0.0), answers(0.06, tokens=6))}
     control = {"control": judge.distance(answers(0.0), answers(2.0))}
     for gap, holds in ((0.12, True), (0.13, False)):
-        ports = {"port": judge.distance(answers(0.0), answers(gap, tokens=6)) | {"prompt_mean": 0.0, "prompt_p99": 0.0}}
+        found = judge.distance(answers(0.0), answers(gap, tokens=6))
+        ports = {"port": found | dict.fromkeys(["prompt_mean", "prompt_p99", "prompt_worst"], 0.0)}
         assert judge.judge_agreement(noise, ports, control, 1)["holds"] is holds
+
+
+def test_the_prompts_that_differ_most_are_judged_by_themselves():
+    def servers(shifts: Sequence[float]) -> dict[str, Any]:
+        return {f"{number}": answers(shift)["one"] for number, shift in enumerate(shifts)}
+
+    stock = servers([0.0] * 6)
+    noise = {"other": judge.distance(stock, servers([0.05] * 6))}
+    control = {"control": judge.distance(stock, servers([2.0] * 6))}
+    wrong = judge.distance(stock, servers([0.0] * 4 + [0.25, 0.25]))
+    assert (wrong["prompt_worst"], wrong["answer_worst"]) == pytest.approx((1 / 6, 1 / 6))
+    lines = judge.judge_agreement(noise, {"port": wrong}, control, 6)["lines"]
+    assert any("beyond: prompt_p99, prompt_worst, answer_worst" in line for line in lines), lines
+    assert "noticed by prompt_mean" in lines[-1]
 
 
 def test_a_port_within_the_noise_holds_and_one_beyond_does_not():
