@@ -13,6 +13,7 @@ from glmplan.cli._hosts import HostOptions, ssh_options
 from glmplan.cli._options import PlanningOptions
 from glmplan.cli._telling import say, tell_failure, tell_stops
 from glmplan.cli._wanted import Wanted, check_listening, read_reference, read_secrets
+from glmplan.engines.commands import contradictions
 from glmplan.errors import GlmplanError
 from glmplan.facts.host import Host
 from glmplan.fleet import prepare
@@ -53,7 +54,7 @@ def run(options: PlanningOptions, wanted: Wanted) -> Launched:
         plan, commands, wanted.endpoints, wanted.name, secrets.api_key is not None, wanted.rehearse, has_gpus
     )
     require_own_name(options, deployment)
-    show(plan, hosts, deployment)
+    show(plan, hosts, deployment, contradictions(plan, wanted.endpoints, wanted.more))
     confirm(wanted, deployment)
     examine(options, wanted, plan, deployment)
     return bring_up(options, deployment, secrets, judgement(wanted, deployment, by_name, reference))
@@ -82,8 +83,8 @@ def require_own_name(options: HostOptions, deployment: Deployment) -> None:
     )
 
 
-def show(plan: Plan, hosts: Sequence[Host], deployment: Deployment) -> None:
-    """What is about to start, and on which hosts not."""
+def show(plan: Plan, hosts: Sequence[Host], deployment: Deployment, notes: Sequence[str]) -> None:
+    """What is about to start, and on which hosts not; `notes`: beside the plan's own."""
     from rich.console import Console
 
     from glmplan.cli._follow import numbers
@@ -95,7 +96,7 @@ def show(plan: Plan, hosts: Sequence[Host], deployment: Deployment) -> None:
     unused = [host.name for host in hosts if host.name not in {node.host for node in plan.nodes}]
     if unused:
         say(f"  not needed: {', '.join(unused)}")
-    for warning in plan.warnings:
+    for warning in (*plan.warnings, *notes):
         say(f"  note: {warning}")
     tables = prepare.sent_tables(deployment)
     if tables:

@@ -128,7 +128,7 @@ def _start(options: PlanningOptions, wanted: Wanted) -> None:
 
 def _dry_run(options: PlanningOptions, plan: Path | None, endpoints: Endpoints, as_json: bool, more: More) -> None:
     from glmplan.cli._plan import make_plan
-    from glmplan.engines.commands import node_commands
+    from glmplan.engines.commands import contradictions, node_commands
     from glmplan.errors import DoesNotFitError
 
     chosen = saved_plan(plan, options) if plan is not None else make_plan(options, with_changes=False)
@@ -140,7 +140,7 @@ def _dry_run(options: PlanningOptions, plan: Path | None, endpoints: Endpoints, 
 
         typer.echo(json.dumps([command.model_dump() for command in commands], indent=1))
     else:
-        _print_commands(chosen, commands)
+        _print_commands(chosen, commands, (*chosen.warnings, *contradictions(chosen, endpoints, more)))
 
 
 def saved_plan(path: Path, options: PlanningOptions) -> Plan:
@@ -162,13 +162,13 @@ def saved_plan(path: Path, options: PlanningOptions) -> Plan:
     return load_plan(path)
 
 
-def _print_commands(plan: Plan, commands: tuple[NodeCommand, ...]) -> None:
+def _print_commands(plan: Plan, commands: tuple[NodeCommand, ...], notes: tuple[str, ...]) -> None:
     import sys
 
     from glmplan.engines.base import render
 
-    for warning in plan.warnings:
-        print(f"note: {warning}", file=sys.stderr)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     if plan.layout.nodes > 1 and plan.inventory_origin in ("declared", "default"):
         first = plan.nodes[0].host
         typer.echo(f"# {first} stands for the first host's address; --inventory FILE or --hosts names real ones.")

@@ -345,11 +345,17 @@ def _compare_all(
 
 
 def _compare_entry(request: Request, entry: ReferenceEntry, ties: float, server: tuple[Family, str], tally: _Tally) -> str:
-    """One prompt; after a tie it is asked again with the recorded tokens up to there. What a wrong token was, or nothing."""
+    """One prompt; after a tie it is asked again with the recorded tokens up to there. What was wrong with a token, or with
+    the number of them; nothing where none was."""
     place = 0
     for _ in range(MOST_TRIES):
         ids = [*entry.prompt_ids, *(token.id for token in entry.tokens[:place])]
-        got = greedy(request, *server, ids, len(entry.tokens) - place)
+        asked = len(entry.tokens) - place
+        got = greedy(request, *server, ids, asked)
+        if len(got) < asked:
+            return (
+                f"{len(got)} of {asked} tokens came after the prompt of {entry.name}, though a text's end was to be ignored"
+            )
         for have, want in zip(got, entry.tokens[place:], strict=False):
             place += 1
             if not _take(have, want, ties, tally):

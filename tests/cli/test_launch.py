@@ -79,3 +79,12 @@ def test_amd_is_sized_but_not_launched(glmplan):
 def test_the_engine_is_looked_for_where_its_python_path_will_point(variables, folders):
     more = _wanted.more_words(None, variables)
     assert _wanted.Wanted.engine_folders.fget(SimpleNamespace(more=more)) == folders
+
+
+def test_what_the_user_puts_in_the_place_of_the_plan_is_said(glmplan):
+    ran = glmplan(
+        "launch", "--dry-run", *SEED, "--engine-arg=--tp-size", "--engine-arg", "4", "--engine-env", "NCCL_DEBUG=INFO"
+    )
+    assert ran.code == 0
+    assert "note: --tp-size 4 takes the place of --tp-size 8, which the plan set." in ran.err
+    assert "NCCL_DEBUG" not in ran.err

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from glmplan.engines.base import Endpoints, NodeCommand, render
-from glmplan.engines.commands import node_commands
+from glmplan.engines.base import Endpoints, More, NodeCommand, render
+from glmplan.engines.commands import contradictions, node_commands, options
 from glmplan.errors import UnsupportedError, UsageError
 from glmplan.facts.host import Host
 from glmplan.facts.profiles import gpu_profile
@@ -443,3 +443,33 @@ def test_every_variable_is_read_by_the_released_engine(name):
     except WheelUnavailable as reason:
         pytest.skip(str(reason))
     assert missing == set()
+
+
+def test_what_takes_the_place_of_the_plan_s_own_is_said():
+    two = plan(engine=OLD, gpus="8x h200", pin="tp=4,pp=2,stages=42/36")
+    command = node_commands(two, Endpoints())[0]
+    layers = command.environment["SGLANG_PP_LAYER_PARTITION"]
+    harmless = More(("--log-level", "debug", "--context-length", dict(options(command.argv))["--context-length"]), ())
+    assert contradictions(two, Endpoints(), harmless) == ()
+    same = More((), (("SGLANG_PP_LAYER_PARTITION", layers), ("NCCL_DEBUG", "INFO")))
+    assert contradictions(two, Endpoints(), same) == ()
+    words = ("--json-model-override-args", '{"index_topk": 1}', "--chunked-prefill-size=64")
+    found = contradictions(two, Endpoints(), More(words, (("SGLANG_PP_LAYER_PARTITION", "39,39"),)))
+    assert found[0] == (
+        f"--engine-env SGLANG_PP_LAYER_PARTITION=39,39 takes the place of SGLANG_PP_LAYER_PARTITION={layers}, "
+        "which the plan set."
+    )
+    assert found[1] == (
+        "--json-model-override-args changes the model after it was planned: "
+        "the plan is that of the checkpoint's own config.json."
+    )
+    planned = dict(options(command.argv))["--chunked-prefill-size"]
+    assert found[2:] == (
+        f"--chunked-prefill-size 64 takes the place of --chunked-prefill-size {planned}, which the plan set.",
+    )
+
+
+def test_long_options_and_their_values():
+    words = ("python3", "-m", "x", "--a", "1", "2", "--b=3", "--c", "-1")
+    assert list(options(words)) == [("--a", "1 2"), ("--b", "3"), ("--c", "-1")]
+    assert list(options(())) == []
