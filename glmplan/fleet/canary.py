@@ -42,6 +42,7 @@ AFTER_TOKENS = 2_304
 ANSWER_TOKENS = 1_024
 """A reasoning model that thinks in spite of being asked not to spends hundreds of tokens before a one-word answer."""
 SHORT_ANSWER_TOKENS = 64
+MOST_SILENT = 2
 AN_ANSWER = "an answer"
 """What a canary expected that got none."""
 TIE_NATS = 0.1
@@ -102,13 +103,21 @@ def run_canaries(
     on_result: Callable[[CanaryResult], None] | None = None,
     without_mtp: Ask | None = None,
 ) -> tuple[CanaryResult, ...]:
-    """Ask them one after another, cheapest first; a failure does not end the run, a server that is gone does."""
+    """Ask them one after another, cheapest first; a failure does not end the run, a server that is gone does. Where two in a
+    row got no answer in the whole of their time, the rest is not asked: that server hangs."""
     server = _served(ask, settings)
     plain = _served(without_mtp, settings) if without_mtp is not None else None
-    found = []
+    found: list[CanaryResult] = []
+    silent = 0
     for name in chosen(settings):
         began = time.monotonic()
-        result = _one(name, settings, server, plain)
+        if silent == MOST_SILENT:
+            note = f"not asked: the {MOST_SILENT} before got no answer within {settings.timeout_s:g} s each"
+            result = CanaryResult(name=name, status="skip", note=note)
+        else:
+            result = _one(name, settings, server, plain)
+            took = time.monotonic() - began
+            silent = silent + 1 if result.unanswered and took >= settings.timeout_s else 0
         found.append(result.model_copy(update={"seconds": round(time.monotonic() - began, 2)}))
         if on_result is not None:
             on_result(found[-1])

@@ -125,6 +125,14 @@ def test_no_answer_in_time_fails_the_canary_and_no_server_ends_the_run():
             run_canaries(http_ask(f"http://127.0.0.1:{free.getsockname()[1]}"), CanarySettings(only=("fact",)))
 
 
+def test_a_server_that_hangs_is_not_asked_everything():
+    found, _ = judged(settings=CanarySettings(skip=("reference",), timeout_s=0.2, model="glm"), sleeps_s=1.0)
+    assert [found[name].status for name in ("fact", "arithmetic", "needle", "repeat")] == ["fail", "fail", "skip", "skip"]
+    assert found["needle"].note == "not asked: the 2 before got no answer within 0.2 s each"
+    with pytest.raises(WrongAnswersError, match="canary fact expected 'an answer'"):
+        require_right(tuple(found.values()))
+
+
 def test_an_http_error_is_shown_in_the_server_s_words():
     with serving(Behaviour(key="sesame")) as (url, _):
         found = run_canaries(http_ask(url), CanarySettings(only=("fact",), model="glm"))
