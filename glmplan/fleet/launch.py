@@ -7,7 +7,7 @@ and a rank that waits for a dead one holds its GPU for ever. `Observer` is told 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -21,8 +21,10 @@ from glmplan.fleet.deployment import API_KEY_FILE, Deployment, save
 from glmplan.fleet.diagnosis import Diagnosis, diagnose, new_kernel_lines
 from glmplan.fleet.follow import Failure, Limits, NodeView, Snapshot, catch_up, failure_of_running, follow, poll_once
 from glmplan.fleet.hosts import Fleet
+from glmplan.fleet.served import Ask
 from glmplan.fleet.start import Secrets, Started, StartError, start_all
 from glmplan.fleet.stop import HostStop, stop_all
+from glmplan.transport.errors import ConnectionFailedError, ConnectionLostError, TimedOutError
 
 ENDING_S = 5.0
 """An engine whose rank failed drops its connections first and ends a moment later."""
@@ -98,7 +100,7 @@ class Judgement:
     canaries: CanarySettings | None
 
 
-def head_ask(fleet: Fleet, deployment: Deployment) -> Callable[[str, str, dict[str, Any] | None, float], tuple[int, Any]]:
+def head_ask(fleet: Fleet, deployment: Deployment) -> Ask:
     """Requests to the head's HTTP server, made on the head itself: its port need not be reachable from here."""
 
     def ask(method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> tuple[int, Any]:
@@ -112,6 +114,26 @@ def head_ask(fleet: Fleet, deployment: Deployment) -> Callable[[str, str, dict[s
         return found["status"], found["body"]
 
     return ask
+
+
+def patient(ask: Ask, limits: Limits) -> Ask:
+    """The same, asked again while the head is silent for less than `lost_after_s`: what loaded for twenty minutes does not
+    end with a link that drops for a few seconds. A request that had all of its time is not repeated."""
+
+    def again(method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> tuple[int, Any]:
+        lost_s: float | None = None
+        while True:
+            began = time.monotonic()
+            try:
+                return ask(method, path, body, timeout_s)
+            except (ConnectionFailedError, ConnectionLostError, TimedOutError):
+                now = time.monotonic()
+                lost_s = now if lost_s is None else lost_s
+                if now - began >= timeout_s or now - lost_s >= limits.lost_after_s:
+                    raise
+            time.sleep(limits.poll_s)
+
+    return again
 
 
 def launch(fleet: Fleet, deployment: Deployment, secrets: Secrets, judgement: Judgement, observer: Observer) -> Launched:
@@ -207,7 +229,7 @@ def judge(
             raise _EndedWhileAsked(replace(found, message=words))
 
     try:
-        return run_canaries(head_ask(fleet, deployment), judgement.canaries, judged)
+        return run_canaries(patient(head_ask(fleet, deployment), judgement.limits), judgement.canaries, judged)
     except UnreachableError as error:
         head = deployment.hosts[0]
         words = f"{head} is lost while its server is asked: {error.message}"

@@ -17,7 +17,7 @@ from glmplan.fleet.canary import CanaryResult, CanarySettings
 from glmplan.fleet.deadline import Pulse
 from glmplan.fleet.follow import LOG_BYTES, TAIL_PIECES, Limits, NodeView, catch_up
 from glmplan.fleet.phases import NodeProgress
-from glmplan.transport.errors import TimedOutError
+from glmplan.transport.errors import ConnectionFailedError, ConnectionLostError, HostKeyChangedError, TimedOutError
 from glmplan.transport.fanout import Outcome
 from glmplan.transport.node import NodeFailedError
 
@@ -70,8 +70,9 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "ENDING_S", 1.0)
 
 
-def judged(hosts: Any, nodes: tuple[NodeView, ...], *names: str) -> tuple[CanaryResult, ...]:
-    judgement = subject.Judgement((), Limits(100.0), CanarySettings(model="m", only=names, timeout_s=5.0))
+def judged(hosts: Any, nodes: tuple[NodeView, ...], *names: str, lost_after_s: float = 60.0) -> tuple[CanaryResult, ...]:
+    limits = Limits(100.0, lost_after_s=lost_after_s, poll_s=0.01)
+    judgement = subject.Judgement((), limits, CanarySettings(model="m", only=names, timeout_s=5.0))
     observer: Any = SimpleNamespace(judged=lambda result: None)
     return subject.judge(hosts, DEPLOYMENT, nodes, judgement, observer)
 
@@ -114,8 +115,49 @@ def test_a_death_names_the_canary_that_got_no_answer_and_what_was_wrong_before()
 def test_a_head_that_is_lost_while_asked_is_a_failure_of_its_host():
     hosts = Hosts(lambda look, host, offset: told(host), TimedOutError("h1", 15))
     with pytest.raises(subject._EndedWhileAsked, match="h1 is lost while its server is asked") as caught:
-        judged(hosts, views(5), "fact")
+        judged(hosts, views(5), "fact", lost_after_s=0.2)
     assert (caught.value.failure.kind, caught.value.failure.host) == ("lost", "h1")
+
+
+@pytest.mark.parametrize(
+    "blip",
+    [TimedOutError("h1", 15), ConnectionLostError("h1", "reset by peer"), ConnectionFailedError("No route to h1.", "Wait.")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_link_of_the_head_that_drops_for_a_moment_costs_no_launch(blip: Exception):
+    hosts = Hosts(lambda look, host, offset: told(host))
+    asked: list[str] = []
+
+    def ask(host: str, operation: str, request: Any, timeout_s: float) -> dict[str, Any]:
+        asked.append(host)
+        if len(asked) < 4:
+            raise blip
+        answer = Hosts.ask(hosts, host, operation, request, timeout_s)
+        answer["body"]["choices"][0]["message"]["content"] = "408"
+        return answer
+
+    hosts.ask = ask  # type: ignore[method-assign]
+    (result,) = judged(hosts, views(5), "arithmetic")
+    assert (result.status, len(asked)) == ("pass", 4)
+
+
+def test_a_request_that_had_all_of_its_time_is_not_asked_again():
+    asked: list[float] = []
+
+    def ask(method: str, path: str, body: Any, timeout_s: float) -> tuple[int, Any]:
+        asked.append(timeout_s)
+        time.sleep(timeout_s)
+        raise TimedOutError("h1", timeout_s)
+
+    with pytest.raises(TimedOutError):
+        subject.patient(ask, Limits(100.0, poll_s=0.01))("GET", "/", None, 0.1)
+    assert asked == [0.1]
+
+
+def test_a_head_whose_key_changed_is_not_asked_again():
+    hosts = Hosts(lambda look, host, offset: told(host), HostKeyChangedError("The key of h1 changed.", "Look."))
+    with pytest.raises(subject._EndedWhileAsked, match="The key of h1 changed"):
+        judged(hosts, views(5), "fact")
 
 
 PORT = "glmplan port failed: the real cause.\n"
