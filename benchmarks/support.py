@@ -35,11 +35,11 @@ SCHEMES = ("fp8", "bf16", "nvfp4", "int4", "w4afp8")
 
 
 def runs_of(record: Mapping[str, Any], name: str) -> Iterator[ProofRun]:
-    """Every server of a record that said it has the port and whose answers were compared."""
+    """Every server of a record that said it has the port and whose answers were compared, with a control beside them."""
     verdict, servers = record["verdict"], record["servers"]
     for server in sorted(servers):
         said = [line for text in servers[server]["port_lines"] if (line := parse_port_line(text))]
-        parts = [part for part in verdict.get("parts", {}).values() if server in part.get("ports", {})]
+        parts = [part for part in verdict.get("parts", {}).values() if server in part.get("ports", {}) and part["controls"]]
         for line in said[:1] if parts else ():
             yield ProofRun(
                 engine=line.engine,

@@ -416,9 +416,13 @@ def write_record(path: Path, record: Mapping[str, Any]) -> str:
     return text
 
 
+def answers_beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-logs.tar.gz")
+
+
 def recorded(path: Path) -> dict[str, Outcome]:
     """The servers of a record with the answers that lie packed beside it."""
-    with tarfile.open(path.with_name(f"{path.stem}-logs.tar.gz")) as packed:
+    with tarfile.open(answers_beside(path)) as packed:
         return {
             name: Outcome(**server, result=json.load(packed.extractfile(f"{name}.answers.json") or io.BytesIO(b"null")))
             for name, server in json.loads(path.read_text())["servers"].items()

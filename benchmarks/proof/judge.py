@@ -9,35 +9,36 @@ Two servers are compared over the same prompts by
 - answer_mean, answer_worst the same of generated tokens up to the first that differs (the decode path); an answer of fewer
                             than LEAST_TOKENS such tokens has no mean of its own;
 - differing of compared     greedy tokens: how many answers come to a token that differs, of the tokens compared until then;
-- tie_gap                   mean |difference| of the log-probabilities that the two gave their own token, where they differ:
-                            greedy servers that compute the same part only where two tokens are nearly as likely.
+- parting                   mean |difference| of the log-probabilities that each gave its own token, where the two differ.
 Behind its first differing token an answer is no longer compared, for the two then read different text (agreement: the mean
 share of an answer before it, printed and not judged, as one early tie takes a whole answer with it).
 Noise is the larger distance of (stock, stock again) and (stock, the engine's other kernels): two right ways to compute. A
 port holds within twice the noise, or within FLOOR where the noise is smaller still: bf16 rounding of one layer moves a
 log-probability by about that much. Counts are judged by chance: were tokens of the port no likelier to differ than those of
 the noisiest stock server, so many would differ in more than LEAST_CHANCE of all runs. With 20 prompts that is a blunt
-figure; the log-probabilities are the sharp ones. Where the stock kernel is itself the coarser one, all are measured from a
-server with BF16 rows: a port holds within twice the distance of another right kernel with BF16 rows, or a tenth beyond the
-coarse one's (NO_FARTHER), whichever is more. A control whose attention is wrong on purpose must not hold, or the comparison
-proves nothing.
+figure: alone it would have noticed no control so far; the log-probabilities are the sharp ones.
+Where the stock kernel is itself the coarser one, all are measured from a server with BF16 rows: a port holds within twice
+the distance of another right kernel with BF16 rows, or a tenth beyond the coarse one's (NO_FARTHER), whichever is more.
+A control whose attention is wrong on purpose must be noticed, or the comparison proves nothing. Only servers that answered
+every prompt, with numbers, count as noise, port or control.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import comb
+from math import comb, isfinite
 from statistics import fmean
 from typing import Any
 
 FACTOR = 2.0
 NO_FARTHER = 1.1
 FLOOR = {
-    "prompt_mean": 0.01, "prompt_p99": 0.1, "prompt_worst": 0.01, "answer_mean": 0.01, "answer_worst": 0.01, "tie_gap": 0.05,
+    "prompt_mean": 0.01, "prompt_p99": 0.1, "prompt_worst": 0.01, "answer_mean": 0.01, "answer_worst": 0.01, "parting": 0.05,
 }  # fmt: skip
 LEAST_TOKENS = 4
 LEAST_CHANCE = 0.005
-"""Of a right port in one comparison; a GPU session makes about twenty."""
+"""Of a right port in one comparison; all proofs together make 25. As answers end at their first differing token, the tokens
+compared are chance, too, which errs on the safe side."""
 
 Answer = Mapping[str, Any]
 Answers = Mapping[str, Answer]
@@ -68,7 +69,7 @@ def distance(first: Answers, second: Answers) -> Distance:
     return {
         "prompt_mean": mean(tokens), "prompt_p99": quantile(tokens, 0.99), "prompt_worst": worst_half(prompt),
         "answer_mean": mean([value for values in answer for value in values]), "answer_worst": worst_half(answer),
-        "tie_gap": mean(gaps), "differing": float(len(gaps)), "compared": float(compared), "agreement": mean(agreed),
+        "parting": mean(gaps), "differing": float(len(gaps)), "compared": float(compared), "agreement": mean(agreed),
         "prompts": float(len(agreed)),
     }  # fmt: skip
 
@@ -100,7 +101,7 @@ def rate(one: Distance) -> float:
 
 def chance(found: Distance, usual: Distance) -> float:
     """Of so many differing tokens or more, were they as likely as in `usual`: all that differ in both fall to one of the two
-    by the tokens compared in each (the exact conditional test of two rates)."""
+    by the tokens compared in each (the conditional test of two rates)."""
     mine, all_of_them = int(found["differing"]), int(found["differing"] + usual["differing"])
     if not all_of_them:
         return 1.0
@@ -119,17 +120,20 @@ def judge_agreement(
     coarse: Mapping[str, Distance] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The verdict over one KV format: every distance is from the stock server, or all from a better one (`coarse`)."""
-    coarse = coarse or {}
+    given = [noise, controls, coarse or {}]
+    noise, controls, coarse = ({name: one for name, one in group.items() if whole(one, prompts)} for group in given)
+    used = {*noise, *controls, *coarse}
+    partial = [f"{name} did not answer all prompts: not used" for group in given for name in group if name not in used]
     if not (noise or coarse) or not ports:
-        return {"holds": False, "lines": ["nothing to compare: a stock or a port server gave no answers"]}
+        return {"holds": False, "lines": ["nothing to compare: a stock or a port server gave no answers", *partial]}
     allowed = limits(list(noise.values()), list(coarse.values()))
     usual = max([*noise.values(), *coarse.values()], key=rate)
     lines = [f"{name:<12} {text(found)}  noise" for name, found in noise.items()]
     lines += [f"{name:<12} {text(found)}  the engine's coarser kernel" for name, found in coarse.items()]
     lines.append(f"{'allowed':<12} {text(allowed)}, differing by a chance of {LEAST_CHANCE:g}")
-    holds = True
+    holds = bool(controls)
     for name, found in ports.items():
-        over = exceeded(found, allowed, usual) + (["prompts missing"] if found["prompts"] < prompts else [])
+        over = exceeded(found, allowed, usual) + ([] if whole(found, prompts) else ["prompts missing"])
         holds &= not over
         by = f"by a chance of {chance(found, usual):.3f}"
         lines.append(f"{name:<12} {text(found)} {by}  {'holds' if not over else 'beyond: ' + ', '.join(over)}")
@@ -138,8 +142,14 @@ def judge_agreement(
         holds &= bool(seen)
         by = f"noticed by {', '.join(seen)}" if seen else "NOT NOTICED"
         lines.append(f"{name:<12} {text(found)}  wrong on purpose, {by}")
+    lines += partial + ([] if controls else ["no control was noticed, for there is none: this proves nothing"])
     found = {"holds": holds, "noise": noise, "allowed": allowed, "ports": ports, "controls": controls, "lines": lines}
     return found | ({"coarse": coarse} if coarse else {})
+
+
+def whole(found: Distance, prompts: int) -> bool:
+    """All prompts were answered, with numbers."""
+    return found["prompts"] >= prompts and all(isfinite(found[name]) for name in FLOOR)
 
 
 def text(found: Distance) -> str:

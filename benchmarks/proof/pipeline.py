@@ -68,7 +68,8 @@ RECOMPUTED = ("--engine-arg=--json-model-override-args", "--engine-arg", '{"inde
 PLANNER, PLUGIN, ENGINE_START = "the planner", "our plugin, before the weights", "the engine, at its start"
 CANARY_ENDED, CANARY_WRONG = "the canary: its question ended the server", "the canary: a wrong answer"
 SECOND_STAGE = re.compile(r"^\S+, PP1 .*while serving:$", re.MULTILINE)
-"""Where launch quotes the log of the worker that failed: one that fails for another reason may be the first stage's."""
+"""Where launch quotes the log of the worker that failed. Of a missing top-k stock says that a NoneType has no method
+(0.5.13.post1, srt/layers/attention/dsa_backend.py:1481); what fails for another reason does not."""
 
 
 def caught_by(code: int | None, text: str) -> str | None:
@@ -78,7 +79,7 @@ def caught_by(code: int | None, text: str) -> str | None:
         return PLANNER
     if code == 6 and ": ready" not in text:
         return PLUGIN if unsent else ENGINE_START
-    if code == 6 and " canary got no answer. The worker " in text and SECOND_STAGE.search(text):
+    if code == 6 and " canary got no answer. The worker " in text and SECOND_STAGE.search(text) and "NoneType" in text:
         return CANARY_ENDED
     if code == 7 and "reference expected 'the recorded tokens" in text:
         return CANARY_WRONG
@@ -231,18 +232,30 @@ def memory_left() -> list[str]:
     return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split("\n")
 
 
+HEADING = re.compile(
+    r".*: exit (?P<exit>\d+|None), wanted \((?P<wanted>[\d, ]*)\), .*(\ncaught by .*; wanted (?P<catcher>.*))?"
+)
+
+
 def texts(path: Path) -> dict[str, str]:
-    """What each command of a record printed, by its step's name, from the text beside it."""
+    """What each command of a record printed, under its heading, by its step's name, from the text beside it."""
     return {part.partition(": exit")[0]: part for part in path.with_suffix(".txt").read_text().split("\n## ")[1:]}
 
 
-def rejudged(verdict: Mapping[str, Any], said: Mapping[str, str]) -> dict[str, Any]:
-    """A recorded verdict with who caught what, told anew from what was printed."""
-    steps = []
-    for step in verdict["steps"]:
-        caught = {"caught_by": caught_by(step["exit"], said[step["name"]]) or "nobody known"} if "catcher" in step else {}
-        holds = step["exit"] in step["wanted"] and step.get("catcher") == caught.get("caught_by")
-        steps.append({**step, **caught, "holds": holds})
+def rejudged(verdict: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A recorded verdict with what was wanted and who caught what, told anew from what was printed."""
+    recorded, steps = {step["name"]: step for step in verdict["steps"]}, []
+    for name, text in texts(path).items():
+        said = HEADING.match(text)
+        if said is None:
+            raise ValueError(f"the heading {text[:80]!r} is none")
+        code = None if said["exit"] == "None" else int(said["exit"])
+        wanted = [int(word) for word in said["wanted"].split(",") if word.strip()]
+        caught = {}
+        if said["catcher"]:
+            caught = {"catcher": said["catcher"], "caught_by": caught_by(code, text) or "nobody known"}
+        holds = code in wanted and caught.get("catcher") == caught.get("caught_by")
+        steps.append({**recorded[name], "wanted": wanted, "exit": code, "holds": holds, **caught})
     same = verdict["memory_before"] == verdict["memory_after"]
     return {**verdict, "steps": steps, "holds": bool(steps) and same and all(step["holds"] for step in steps)}
 

@@ -61,19 +61,19 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> harness.Setting:
 
 
 def test_a_whole_agreement_run(setting: harness.Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    jobs = agreement.jobs("0.5.23", ["fp8"], ["sm89"])
+    jobs = agreement.jobs("0.5.23", ["fp8"], ["sm89", "sm80"])
     outcomes = harness.run(jobs, setting, 200, per_gpu=3, first_wave=2)
     assert [item.error for item in outcomes.values()] == [None] * len(jobs)
-    found = agreement.verdict(["fp8"], ["sm89"], outcomes)
+    found = agreement.verdict(["fp8"], ["sm89", "sm80"], outcomes)
     assert found["holds"], found["lines"]
-    harness.write(tmp_path / "out", "agreement", setting, outcomes, found)
-    record = json.loads((tmp_path / "out/agreement.json").read_text())
+    harness.write(tmp_path / "out", "agreement-0.5.23-fp8", setting, outcomes, found)
+    record = json.loads((tmp_path / "out/agreement-0.5.23-fp8.json").read_text())
     assert record["servers"]["fp8-port"]["port_lines"]
     assert not record["servers"]["fp8-stock"]["port_lines"]
-    with tarfile.open(tmp_path / "out/agreement-logs.tar.gz") as packed:
+    with tarfile.open(tmp_path / "out/agreement-0.5.23-fp8-logs.tar.gz") as packed:
         assert "fp8-port.log" in packed.getnames()
         assert "fp8-port.answers.json" in packed.getnames()
-    path = tmp_path / "out/agreement.json"
+    path = tmp_path / "out/agreement-0.5.23-fp8.json"
     text = path.with_suffix(".txt").read_text()
     assert rejudge.main([str(path)]) == 0
     record["verdict"]["parts"]["fp8"]["ports"]["fp8-port"]["prompt_mean"] = 0.123
@@ -83,6 +83,17 @@ def test_a_whole_agreement_run(setting: harness.Setting, tmp_path: Path, capsys:
     assert rejudge.main([str(path), "--write"]) == 0
     assert rejudge.main([str(path)]) == 0
     assert path.with_suffix(".txt").read_text() == text
+    for lost in ("fp8-control", "fp8-sm80", "fp8-stock"):
+        kept = json.loads(path.read_text())
+        del kept["servers"][lost]
+        path.with_name("agreement-0.5.23-fp8.json").write_text(json.dumps(kept))
+        assert rejudge.main([str(path), "--write"]) == 1, lost
+        path.write_text(json.dumps({**kept, "servers": record["servers"]}))
+    path.write_text(json.dumps({**record, "verdict": {"holds": True, "parts": {}}}))
+    assert rejudge.main([str(path)]) == 1
+    path.write_text(json.dumps({**record, "proof": "another", "verdict": {"holds": True}}))
+    assert rejudge.main([str(path), "--write"]) == 1
+    assert "cannot be judged" in capsys.readouterr().out
 
 
 def test_a_server_that_fails_does_not_stop_the_others(setting: harness.Setting):
@@ -180,14 +191,14 @@ def answers(shift: float, tokens: int = 5) -> dict[str, Any]:
 def test_distances():
     near = judge.distance(answers(0.0), answers(0.25))
     means = dict.fromkeys(["prompt_mean", "prompt_p99", "prompt_worst", "answer_mean", "answer_worst"], 0.25)
-    assert near == {**means, "agreement": 1.0, "prompts": 1.0, "tie_gap": 0.0, "differing": 0.0, "compared": 8.0}
+    assert near == {**means, "agreement": 1.0, "prompts": 1.0, "parting": 0.0, "differing": 0.0, "compared": 8.0}
     other = judge.distance(answers(0.0), answers(0.25, tokens=6))
     assert other == {
         **near,
         "answer_mean": 0.0,
         "answer_worst": 0.0,
         "agreement": 0.0,
-        "tie_gap": 0.25,
+        "parting": 0.25,
         "differing": 1.0,
         "compared": 1.0,
     }
@@ -244,10 +255,27 @@ def test_a_port_within_the_noise_holds_and_one_beyond_does_not():
 
 def test_a_comparison_that_does_not_notice_a_wrong_answer_proves_nothing():
     same = judge.distance(answers(0.0), answers(0.0))
-    assert judge.judge_agreement({"again": same}, {"port": same}, {}, 1)["holds"]
+    wrong = {"control": judge.distance(answers(0.0), answers(2.0))}
+    assert judge.judge_agreement({"again": same}, {"port": same}, wrong, 1)["holds"]
+    assert not judge.judge_agreement({"again": same}, {"port": same}, {}, 1)["holds"]
     assert not judge.judge_agreement({"again": same}, {"port": same}, {"control": same}, 1)["holds"]
-    assert not judge.judge_agreement({}, {"port": same}, {}, 1)["holds"]
-    assert not judge.judge_agreement({"again": same}, {"port": same}, {}, 2)["holds"]
+    assert not judge.judge_agreement({}, {"port": same}, wrong, 1)["holds"]
+    assert not judge.judge_agreement({"again": same}, {"port": same}, wrong, 2)["holds"]
+
+
+def test_servers_that_answered_in_part_or_with_no_numbers_are_no_measure():
+    same, far = judge.distance(answers(0.0), answers(0.0)), judge.distance(answers(0.0), answers(2.0))
+    nothing = judge.distance(answers(0.0), answers(float("nan")))
+    for noise, ports, controls, said in (
+        ({"again": same, "other": far | {"prompts": 0.0}}, {"port": far}, {"control": far}, "other did not answer all"),
+        ({"again": same, "other": nothing}, {"port": far}, {"control": far}, "other did not answer all"),
+        ({"again": same}, {"port": same}, {"control": far | {"prompts": 0.0}}, "control did not answer all"),
+        ({"again": same}, {"port": same}, {"control": nothing}, "control did not answer all"),
+        ({"again": same}, {"port": nothing}, {"control": far}, "prompts missing"),
+    ):
+        found = judge.judge_agreement(noise, ports, controls, 1)
+        assert not found["holds"]
+        assert any(said in line for line in found["lines"]), found["lines"]
 
 
 RAW = {"reference": 0.0, "exact": 0.1, "stock": 0.3, "again": 0.3, "other": 0.25, "port": 0.2, "control": 1.0}
