@@ -88,3 +88,13 @@ def test_what_the_user_puts_in_the_place_of_the_plan_is_said(glmplan):
     assert ran.code == 0
     assert "note: --tp-size 4 takes the place of --tp-size 8, which the plan set." in ran.err
     assert "NCCL_DEBUG" not in ran.err
+
+
+def test_one_note_is_enough_for_all_nodes(glmplan):
+    words = [f"--engine-arg={word}" for word in ("--node-rank", "1", "--tensor-parallel-size", "8", "-x", "s3cret")]
+    ran = glmplan("launch", "--dry-run", *SEED, *words)
+    assert ran.code == 0
+    assert [line for line in ran.err.splitlines() if "takes the place of" in line] == [
+        "note: --node-rank 1 takes the place of the plan's own (it differs from node to node)."
+    ]
+    assert "s3cret" not in ran.err

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from glmplan.engines.base import Endpoints, More, NodeCommand, render
-from glmplan.engines.commands import contradictions, node_commands, options
+from glmplan.engines.commands import SPELLINGS, Option, contradictions, node_commands, options
 from glmplan.errors import UnsupportedError, UsageError
 from glmplan.facts.host import Host
 from glmplan.facts.profiles import gpu_profile
@@ -445,31 +445,184 @@ def test_every_variable_is_read_by_the_released_engine(name):
     assert missing == set()
 
 
+OF_MODEL = "changes the model after it was planned: the plan is that of the checkpoint's own config.json."
+
+
+def said(name: str, case: str, *words: str, environment: tuple[tuple[str, str], ...] = ()) -> tuple[str, ...]:
+    return contradictions(planned(name, case), Endpoints(), More(words, environment))
+
+
 def test_what_takes_the_place_of_the_plan_s_own_is_said():
-    two = plan(engine=OLD, gpus="8x h200", pin="tp=4,pp=2,stages=42/36")
-    command = node_commands(two, Endpoints())[0]
-    layers = command.environment["SGLANG_PP_LAYER_PARTITION"]
-    harmless = More(("--log-level", "debug", "--context-length", dict(options(command.argv))["--context-length"]), ())
-    assert contradictions(two, Endpoints(), harmless) == ()
-    same = More((), (("SGLANG_PP_LAYER_PARTITION", layers), ("NCCL_DEBUG", "INFO")))
-    assert contradictions(two, Endpoints(), same) == ()
+    command = commands(planned(OLD, "three nodes"))[0]
+    layers, chunk = command.environment["SGLANG_PP_LAYER_PARTITION"], value(command, "--chunked-prefill-size")
     words = ("--json-model-override-args", '{"index_topk": 1}', "--chunked-prefill-size=64")
-    found = contradictions(two, Endpoints(), More(words, (("SGLANG_PP_LAYER_PARTITION", "39,39"),)))
-    assert found[0] == (
+    assert said(OLD, "three nodes", *words, environment=(("SGLANG_PP_LAYER_PARTITION", "39,39"),)) == (
         f"--engine-env SGLANG_PP_LAYER_PARTITION=39,39 takes the place of SGLANG_PP_LAYER_PARTITION={layers}, "
-        "which the plan set."
-    )
-    assert found[1] == (
-        "--json-model-override-args changes the model after it was planned: "
-        "the plan is that of the checkpoint's own config.json."
-    )
-    planned = dict(options(command.argv))["--chunked-prefill-size"]
-    assert found[2:] == (
-        f"--chunked-prefill-size 64 takes the place of --chunked-prefill-size {planned}, which the plan set.",
+        "which the plan set.",
+        f"--json-model-override-args {OF_MODEL}",
+        f"--chunked-prefill-size 64 takes the place of --chunked-prefill-size {chunk}, which the plan set.",
     )
 
 
-def test_long_options_and_their_values():
-    words = ("python3", "-m", "x", "--a", "1", "2", "--b=3", "--c", "-1")
-    assert list(options(words)) == [("--a", "1 2"), ("--b", "3"), ("--c", "-1")]
-    assert list(options(())) == []
+def test_what_the_plan_did_not_set_is_not_said():
+    assert said(OLD, "three nodes") == ()
+    assert said(OLD, "three nodes", "--log-level", "debug", environment=(("NCCL_DEBUG", "INFO"),)) == ()
+    assert said(OLD, "three nodes", "-m", "another.module", "stray", "--", "8") == ()
+
+
+@pytest.mark.parametrize(("name", "case"), EVERY)
+def test_the_plan_s_own_words_again_are_no_contradiction(name, case):
+    """Except where one node's are given to all."""
+    found = planned(name, case)
+    for command in commands(found):
+        notes = said(name, case, *command.argv[3:], environment=tuple(command.environment.items()))
+        assert [note for note in notes if "(it differs from node to node)" not in note] == []
+        assert notes == () or found.layout.nodes > 1
+
+
+def test_only_as_many_words_are_read_as_the_plan_s_own_option_has_values():
+    tokens = value(commands(planned(VLLM, "one node"))[0], "--max-model-len")
+    assert said(VLLM, "one node", "--max-model-len", tokens, "-tp", "8") == ()
+    assert said(NEW, "one node", "--port", "30000", "-x", "s3cret") == ()
+    assert said(NEW, "one node", "--port", "30000", "s3cret") == ()
+    assert said(NEW, "one node", "--port=31000", "s3cret", "-x", "s3cret") == (
+        "--port 31000 takes the place of --port 30000, which the plan set.",
+    )
+    assert said(VLLM, "no graphs", "--enforce-eager", "s3cret") == ()
+    assert said(VLLM, "one node", "--hf-overrides", '{"a": 1}', "s3cret") == (f"--hf-overrides {OF_MODEL}",)
+    (negative,) = said(NEW, "one node", "--chunked-prefill-size", "-1")
+    assert negative.startswith("--chunked-prefill-size -1 takes the place of --chunked-prefill-size ")
+
+
+def test_an_option_without_its_value_reads_well():
+    expected = ("--tp-size takes the place of --tp-size 8, which the plan set.",)
+    assert said(NEW, "one node", "--tp-size") == said(NEW, "one node", "--tp-size", "-x", "4") == expected
+
+
+def test_of_what_is_given_twice_the_last_counts():
+    assert said(NEW, "one node", "--tp-size", "4", "--tensor-parallel-size", "8") == ()
+    assert said(NEW, "one node", "--tp-size", "8", "--tp-size", "4") == (
+        "--tp-size 4 takes the place of --tp-size 8, which the plan set.",
+    )
+    assert said(NEW, "one node", "--json-model-override-args", '{"a": 1}', "--json-model-override-args", "{}") == ()
+    variable = "SGLANG_PP_LAYER_PARTITION"
+    layers = commands(planned(NEW, "three nodes"))[0].environment[variable]
+    assert said(NEW, "three nodes", environment=((variable, "39,39"), (variable, layers))) == ()
+    (note,) = said(NEW, "three nodes", environment=((variable, layers), (variable, "39,39")))
+    assert note.startswith(f"--engine-env {variable}=39,39 takes the place of")
+
+
+def test_a_json_key_in_a_name_counts_after_all_others():
+    words = ("--hf-overrides.index_topk", "1", "--hf-overrides", "{}")
+    assert said(VLLM, "one node", *words) == (f"--hf-overrides.index_topk {OF_MODEL}",)
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "words"),
+    [
+        (NEW, "one node", ("--json-model-override-args", "{}")),
+        (OLD, "one node", ("--json-model-override-args={ }",)),
+        (VLLM, "one node", ("--hf-overrides", " {} ")),
+        (VLLM, "one node, MTP", ("--speculative-config", '{"num_speculative_tokens": 3, "method": "mtp"}')),
+        (VLLM, "one node, MTP", ("-sc", '{"method": "mtp", "num_speculative_tokens": 3.0}')),
+        (NEW, "one node", ("--tp-size", "08")),
+    ],
+)
+def test_values_that_are_only_written_differently_are_the_same(name, case, words):
+    assert said(name, case, *words) == ()
+
+
+def test_numbers_are_compared_as_numbers():
+    fraction = value(commands(planned(NEW, "one node"))[0], "--mem-fraction-static")
+    assert fraction.startswith("0.")
+    assert said(NEW, "one node", "--mem-fraction-static", f"{fraction}0") == ()
+    assert said(NEW, "one node", "--mem-fraction-static", fraction.removeprefix("0")) == ()
+    assert said(NEW, "one node", "--mem-fraction-static", "0.5") == (
+        f"--mem-fraction-static 0.5 takes the place of --mem-fraction-static {fraction}, which the plan set.",
+    )
+
+
+@pytest.mark.parametrize("spelled", ["--hf-overrides", "--hf_overrides", "--hf-overrides.index_topk", "--hf_overrides.a.b"])
+def test_vllm_s_model_override_is_said(spelled):
+    assert said(VLLM, "one node", spelled, "1") == (f"{spelled} {OF_MODEL}",)
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "words", "own"),
+    [
+        (NEW, "one node", "--tp 4", "--tp-size 8"),
+        (NEW, "one node", "--tensor-parallel-size 4", "--tp-size 8"),
+        (OLD, "one node", "--tensor_parallel_size 4", "--tp-size 8"),
+        (OLD, "one node", "--pipeline-parallel-size 2", "--pp-size 1"),
+        (OLD, "one node", "--nsa-decode-backend fa3", "--dsa-decode-backend flashmla_kv"),
+        (OLD, "attention groups", "--dp 4", "--dp-size 8"),
+        (NEW, "attention groups", "--attention-data-parallel-size 4", "--attn-dp-size 8"),
+        (NEW, "attention groups", "--ep 4", "--ep-size 8"),
+        (NEW, "one node", "--nccl-init-addr a:1", "--dist-init-addr 127.0.0.1:20000"),
+        (VLLM, "one node", "-tp 4", "--tensor-parallel-size 8"),
+        (VLLM, "one node", "--tensor_parallel_size 4", "--tensor-parallel-size 8"),
+        (VLLM, "one node", "-pp 2", "--pipeline-parallel-size 1"),
+        (VLLM, "five nodes", "-n 2", "--nnodes 5"),
+        (VLLM, "attention groups", "-dp 4", "--data-parallel-size 8"),
+        (VLLM, "context groups", "-dcp 4", "--decode-context-parallel-size 8"),
+        (VLLM, "no graphs", "--no-enforce-eager", "--enforce-eager"),
+        (VLLM, "one node", "--disable-auto-tool-choice", "--enable-auto-tool-choice"),
+        (PATCHED, "one node", "--async-scheduling", "--no-async-scheduling"),
+        (
+            VLLM,
+            "one node, MTP",
+            "--speculative-config.num_speculative_tokens 3",
+            '--speculative-config {"method":"mtp","num_speculative_tokens":3}',
+        ),
+    ],
+)
+def test_other_spellings_of_an_option_are_known(name, case, words, own):
+    assert said(name, case, *words.split()) == (f"{words} takes the place of {own}, which the plan set.",)
+
+
+def test_options_have_one_name_however_they_are_written():
+    words = ("python3", "-m", "x", "--a", "1", "2", "--b_c=3", "-tp=4", "--d", "-1", "-.5", "-", "--no-e", "--f.g_h", "{}")
+    assert options(words, "vllm") == {
+        "--a": Option("--a", "", ("1", "2")),
+        "--b-c": Option("--b_c", "", ("3",)),
+        "--tensor-parallel-size": Option("-tp", "", ("4",)),
+        "--d": Option("--d", "", ("-1", "-.5", "-")),
+        "--e": Option("--no-e", "no", ()),
+        "--f": Option("--f.g_h", "g_h", ("{}",)),
+    }
+    assert options((), "vllm") == {}
+
+
+def test_what_differs_from_node_to_node_is_said_once():
+    assert said(NEW, "three nodes", "--node-rank", "1") == (
+        "--node-rank 1 takes the place of the plan's own (it differs from node to node).",
+    )
+    assert said(VLLM, "five nodes", "-r", "1") == ("-r 1 takes the place of the plan's own (it differs from node to node).",)
+    hosts = [host(name, "h100-80g").model_copy(update={"address": f"10.0.0.{n}"}) for n, name in enumerate("ab", 1)]
+    two = plan_for(hosts, Request(8192, pins=Pins(tp=8, pp=2)))
+    assert contradictions(two, Endpoints(), More((), (("SGLANG_HOST_IP", "10.0.0.1"),))) == (
+        "--engine-env SGLANG_HOST_IP=10.0.0.1 takes the place of the plan's own (it differs from node to node).",
+    )
+
+
+@pytest.mark.wheels
+def test_the_released_sglang_knows_the_other_spellings():
+    """Of one flag in one of the versions; `--tp` and `--dp` are the only beginnings that argparse can take for one."""
+    versions = [argument_definitions(wheel("sglang", engine(name).version)) for name in (OLD, NEW)]
+    for spelled, own in SPELLINGS["sglang"].items():
+        if spelled in ("--tp", "--dp"):
+            assert [[name for name in flags if name.startswith(spelled)] for flags in versions] == [[own]] * 2
+        elif spelled.startswith("--nsa-"):
+            assert versions[0][spelled].deprecated
+            assert own in versions[0]
+        else:
+            assert any(spelled in flags and own in flags[spelled].names for flags in versions)
+
+
+@pytest.mark.wheels
+def test_the_released_vllm_knows_the_other_spellings():
+    try:
+        names = vllm_flag_names(wheel("vllm", engine(VLLM).version))
+    except WheelUnavailable as reason:
+        pytest.skip(str(reason))
+    assert {*SPELLINGS["vllm"], *SPELLINGS["vllm"].values()} <= names
