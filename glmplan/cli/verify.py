@@ -77,9 +77,7 @@ def verify(
         raise UsageError("Give either --url or --kernels.", "glmplan verify --url http://127.0.0.1:30000, for example.")
     if kernels:
         raise typer.Exit(_kernels(as_json))
-    for option, value, usual in (("--timeout", timeout, "300"), ("--tolerance", tolerance, "0.1"), ("--ties", ties, "0.2")):
-        if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"{option} is {value:g} and must be a number above 0.", f"Write {option} {usual}, for example.")
+    _check_numbers(timeout, tolerance, ties)
     if record is None and (tolerance is not None or ties is not None):
         raise UsageError("--tolerance and --ties go with --record: they are kept in the record.", "Record again with them.")
     if record is not None and (reference is not None or only or without_mtp_url):
@@ -92,6 +90,23 @@ def verify(
         _record(asked, record, (tolerance, ties), force, as_json)
     else:
         _ask(asked, reference, as_json)
+
+
+def _check_numbers(timeout: float, tolerance: float | None, ties: float | None) -> None:
+    from glmplan.errors import UsageError
+    from glmplan.fleet.reference import MOST_TIE_NATS, MOST_TOLERANCE_NATS
+
+    for option, value, most, usual in (
+        ("--timeout", timeout, math.inf, "300"),
+        ("--tolerance", tolerance, MOST_TOLERANCE_NATS, "0.1"),
+        ("--ties", ties, MOST_TIE_NATS, "0.2"),
+    ):
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"{option} is {value:g} and must be a number above 0.", f"Write {option} {usual}, for example.")
+        if value is not None and value > most:
+            raise UsageError(
+                f"{option} is {value:g} nats and may be {most:g} at most.", f"Write {option} {usual}, for example."
+            )
 
 
 def _key(name: str | None) -> str | None:

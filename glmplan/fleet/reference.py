@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from glmplan.errors import GlmplanError
 from glmplan.facts.base import Frozen
@@ -29,24 +30,29 @@ Family = Literal["sglang", "vllm"]
 
 TOLERANCE_NATS = 0.1
 """Mean difference that is still the same model. BF16 keeps 8 bits: a logit of 16 to 32 moves in steps of 0.06 to 0.12, and
-kernels add in different orders. Beyond 2,048 tokens of a small random checkpoint, two starts of one server lie 0.06 apart,
-other right kernels 0.06 to 0.08, wrong tokens of sparse attention 0.18 to 0.30; a wrong page layout gives whole nats."""
+kernels add in different orders. Beyond 2,048 tokens of a small random checkpoint on H200, the mean after one prompt was 0.06
+to 0.09 for most right servers: of 117 right answers of 24 tokens or more, two lay above 0.1 and none above 0.12. Wrong
+attention (half of the chosen slots dropped) gave 0.18 to 0.30."""
 TIE_NATS = 2 * TOLERANCE_NATS
-"""Two tokens this near to the trusted server are a tie: either may move. Random weights need more; 0.28 was seen."""
+"""Two tokens this near to the trusted server are a tie: either may move. Random weights have ties everywhere and need more;
+how much was not measured."""
+MOST_TOLERANCE_NATS, MOST_TIE_NATS = 2.0, 10.0
+"""More makes no sense. A tolerance of 2 takes a token that is seven times as likely for the same; at a window of 10 a token
+that is 22,000 times less likely ties with the best."""
 NOISE_TIMES = 2.0
-"""After a prompt where the trusted server differs from itself, another may differ this many times as much."""
+"""After a prompt where the trusted server differs from itself, another may differ this many times as much, up to
+NOISE_LIMIT."""
 NOISE_LIMIT = 1.5
-"""Times the tolerance: what a trusted server may differ from itself after one prompt; after all, on average, once. Right
-servers do by up to 0.09, with a standard error of 0.012 to 0.014 over 24 tokens, so 0.15 lies four of these above."""
+"""Times the tolerance: the most that a server may differ after one prompt, from itself or from another. So 0.15
+where the tolerance is 0.1: above every right answer that was seen, below every wrong one (TOLERANCE_NATS)."""
 ALTERNATIVES = 5
 ANSWER_TOKENS = 24
-LEAST_COMPARED = 0.5
-"""Share of the recorded tokens that must have been compared for a verdict, on the whole and after one prompt."""
-LEAST_TOKENS = ANSWER_TOKENS // 2
-"""Tokens that must have been compared for a verdict on one prompt: the mean of 12 is uncertain by a fifth. A prompt with
-fewer counts in the mean of the whole alone."""
 MOST_TRIES = 12
 """Requests per prompt: one, and one more after each tie."""
+LEAST_TOKENS = MOST_TRIES
+"""Tokens that every prompt of a record has. Each request compares one or more, so these are compared, whatever ties."""
+NO_CHANCE = -9999.0
+"""vLLM says this for a log-probability of -inf (0.33.0 `entrypoints/openai/completion/serving.py:765`)."""
 LENGTHS = (8, 70, 700, 2_600, 5_000, 17_500)
 """Prompt lengths: within one page of 64, past one, and past the 2,048 tokens of sparse attention and past 16 k."""
 FIRST_ID, LAST_ID = 5, 999
@@ -57,8 +63,8 @@ class ReferenceToken(Frozen):
     """One greedy token and the tokens that were nearest to it, as (id, log-probability)."""
 
     id: int
-    logprob: float
-    alternatives: tuple[tuple[int, float], ...] = ()
+    logprob: FiniteFloat
+    alternatives: tuple[tuple[int, FiniteFloat], ...] = ()
 
 
 class ReferenceEntry(Frozen):
@@ -67,7 +73,7 @@ class ReferenceEntry(Frozen):
 
     name: str
     prompt_ids: tuple[int, ...] = Field(min_length=1)
-    tokens: tuple[ReferenceToken, ...] = Field(min_length=1)
+    tokens: tuple[ReferenceToken, ...] = Field(min_length=LEAST_TOKENS)
     noise_nats: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
@@ -79,10 +85,33 @@ class Reference(Frozen):
     model: str
     engine_family: Family
     engine_version: str = ""
-    tolerance_nats: float = Field(default=TOLERANCE_NATS, gt=0, allow_inf_nan=False)
-    tie_nats: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    tolerance_nats: float = Field(default=TOLERANCE_NATS, gt=0, le=MOST_TOLERANCE_NATS, allow_inf_nan=False)
+    tie_nats: float | None = Field(default=None, gt=0, le=MOST_TIE_NATS, allow_inf_nan=False)
     noise_nats: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     entries: tuple[ReferenceEntry, ...] = Field(min_length=1)
+
+    @field_validator("noise_nats")
+    @classmethod
+    def _whole_is_accepted(cls, noise: float, known: ValidationInfo) -> float:
+        """`record` would have refused a server of more noise, and noise makes the limit."""
+        most = known.data.get("tolerance_nats")
+        if most is not None and noise > most:
+            raise _too_noisy(most)
+        return noise
+
+    @field_validator("entries")
+    @classmethod
+    def _entries_are_accepted(cls, entries: tuple[ReferenceEntry, ...], known: ValidationInfo) -> tuple[ReferenceEntry, ...]:
+        """The same, prompt by prompt."""
+        tolerance = known.data.get("tolerance_nats")
+        for place, entry in enumerate(entries):
+            if tolerance is not None and entry.noise_nats is not None and entry.noise_nats > NOISE_LIMIT * tolerance:
+                where = (place, "noise_nats")
+                found = _too_noisy(NOISE_LIMIT * tolerance)
+                raise ValidationError.from_exception_data(
+                    cls.__name__, [{"type": found, "loc": where, "input": entry.noise_nats}]
+                )
+        return entries
 
     @property
     def tie_window_nats(self) -> float:
@@ -100,7 +129,12 @@ class Reference(Frozen):
         return tuple(self._limit(self.noise_nats if one.noise_nats is None else one.noise_nats) for one in self.entries)
 
     def _limit(self, noise: float) -> float:
-        return max(self.tolerance_nats, NOISE_TIMES * noise)
+        return max(self.tolerance_nats, min(NOISE_TIMES * noise, NOISE_LIMIT * self.tolerance_nats))
+
+
+def _too_noisy(most: float) -> PydanticCustomError:
+    words = "a trusted server may differ from itself by {most} nats here"
+    return PydanticCustomError("too_noisy", words, {"most": f"{most:g}"})
 
 
 @dataclass(frozen=True)
@@ -129,24 +163,24 @@ def detect_family(request: Request) -> tuple[Family, str]:
 
 
 def greedy(request: Request, family: Family, model: str, ids: Sequence[int], count: int) -> list[ReferenceToken]:
-    """The greedy tokens after a prompt of token ids."""
+    """The greedy tokens after a prompt of token ids, `count` at most."""
     if family == "sglang":
         body: dict[str, Any] = {
             "input_ids": list(ids), "return_logprob": True, "top_logprobs_num": ALTERNATIVES,
             "sampling_params": {"temperature": 0, "max_new_tokens": count, "ignore_eos": True},
         }  # fmt: skip
-        return _read(_sglang, request("POST", "/generate", body))
+        return _read(_sglang, request("POST", "/generate", body))[:count]
     body = {
         "model": model, "prompt": list(ids), "max_tokens": count, "temperature": 0, "ignore_eos": True,
         "logprobs": ALTERNATIVES, "return_tokens_as_token_ids": True,
     }  # fmt: skip
-    return _read(_vllm, request("POST", "/v1/completions", body))
+    return _read(_vllm, request("POST", "/v1/completions", body))[:count]
 
 
 def _read(reader: Callable[[Any], list[ReferenceToken]], answer: Any) -> list[ReferenceToken]:
     try:
         return reader(answer)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError):
         raise GlmplanError(f"The server's answer has no log-probabilities: {str(answer)[:200]}.") from None
 
 
@@ -154,7 +188,7 @@ def _sglang(answer: Any) -> list[ReferenceToken]:
     found = (answer[0] if isinstance(answer, list) else answer)["meta_info"]
     ranked = found.get("output_top_logprobs") or [None] * len(found["output_token_logprobs"])
     return [
-        ReferenceToken(id=token[1], logprob=token[0], alternatives=tuple((other[1], other[0]) for other in others or ()))
+        _token(token[1], token[0], [(other[1], other[0]) for other in others or ()])
         for token, others in zip(found["output_token_logprobs"], ranked, strict=True)
     ]
 
@@ -162,13 +196,27 @@ def _sglang(answer: Any) -> list[ReferenceToken]:
 def _vllm(answer: Any) -> list[ReferenceToken]:
     found = answer["choices"][0]["logprobs"]
     return [
-        ReferenceToken(
-            id=_token_id(text),
-            logprob=logprob,
-            alternatives=tuple((_token_id(name), value) for name, value in (others or {}).items() if _ID.fullmatch(name)),
+        _token(
+            _token_id(text),
+            logprob,
+            [(_token_id(name), value) for name, value in (others or {}).items() if _ID.fullmatch(name)],
         )
         for text, logprob, others in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True)
     ]
+
+
+class _NoNumberError(Exception):
+    """A log-probability is NaN or infinite: which, and of what token."""
+
+
+def _token(chosen: int, logprob: float | None, others: Sequence[tuple[int, float | None]]) -> ReferenceToken:
+    """None is what SGLang makes of NaN and infinity (0.5.23 `srt/utils/json_response.py:16`: orjson writes null). An
+    alternative without a chance is left out."""
+    alternatives = [(other, value) for other, value in others if value is not None and not value <= NO_CHANCE]
+    for one, value in ((chosen, logprob), *alternatives):
+        if value is None or not NO_CHANCE < value < math.inf:
+            raise _NoNumberError(f"{'null' if value is None else format(value, 'g')} for token {one}")
+    return ReferenceToken.model_validate({"id": chosen, "logprob": logprob, "alternatives": alternatives})
 
 
 _ID = re.compile(r"token_id:[0-9]+")
@@ -201,10 +249,13 @@ def record(
     wanted = prompts(context_tokens)
     if not wanted:
         raise GlmplanError(f"The server's context of {context_tokens:,} tokens holds no prompt.")
-    entries = tuple(
-        ReferenceEntry(name=name, prompt_ids=ids, tokens=tuple(greedy(request, family, model, ids, ANSWER_TOKENS)))
-        for name, ids in wanted.items()
-    )
+    try:
+        entries = tuple(
+            ReferenceEntry(name=name, prompt_ids=ids, tokens=_answer(request, (family, model), name, ids, ANSWER_TOKENS))
+            for name, ids in wanted.items()
+        )
+    except _UnusableError as error:
+        raise GlmplanError(f"The server's answers are no reference: {error.message}.", error.next_step) from None
     first = Reference(
         model=model, engine_family=family, engine_version=version, tolerance_nats=tolerance_nats, tie_nats=tie_nats,
         entries=entries,
@@ -212,15 +263,47 @@ def record(
     limits = [NOISE_LIMIT * tolerance_nats] * len(entries)
     again = _compare_all(request, first, (family, model), limits, tolerance_nats)
     if again.problem:
-        more = "--ties" if again.wrong else "--tolerance"
-        raise GlmplanError(
-            f"The server disagrees with itself: {again.problem}.", f"Record on an idle server, or allow more with {more}."
-        )
+        raise GlmplanError(f"The server disagrees with itself: {again.problem}.", _step(again))
     noisy = tuple(
-        entry.model_copy(update={"noise_nats": round(tally.mean, 4) if tally.judged else None})
-        for entry, tally in zip(entries, again.tallies, strict=True)
+        entry.model_copy(update={"noise_nats": tally.noise}) for entry, tally in zip(entries, again.tallies, strict=True)
     )
-    return first.model_copy(update={"noise_nats": round(again.whole.mean, 4), "entries": noisy})
+    return first.model_copy(update={"noise_nats": again.whole.noise, "entries": noisy})
+
+
+def _step(again: _Comparison) -> str:
+    """What helps a server that disagrees with itself: a wider limit only where one is known that would do."""
+    if again.wrong is not None:
+        option = "--ties" if again.wrong.apart_nats <= MOST_TIE_NATS else ""
+    else:
+        needed = max(again.whole.mean, *(one.mean / NOISE_LIMIT for one in again.tallies))
+        option = "--tolerance" if needed <= MOST_TOLERANCE_NATS else ""
+    if option:
+        return f"Record on an idle server, or allow more with {option}."
+    return "Record on an idle server. If it still disagrees, look at its log: no limit makes it a reference."
+
+
+class _UnusableError(GlmplanError):
+    """An answer that cannot be compared. Its message is a part of a sentence; its next step is that of a recording."""
+
+
+def _answer(
+    request: Request, server: tuple[Family, str], name: str, ids: Sequence[int], count: int
+) -> tuple[ReferenceToken, ...]:
+    """`count` greedy tokens with their log-probabilities; fewer are no answer."""
+    try:
+        found = greedy(request, *server, ids, count)
+    except _NoNumberError as error:
+        raise _UnusableError(
+            f"a log-probability that is no number after the prompt of {name} ({error})",
+            "Look at its log: its weights or its kernels may be wrong.",
+        ) from None
+    if len(found) < count:
+        raise _UnusableError(
+            f"{len(found)} of {count} tokens came after the prompt of {name}, though a text's end was to be ignored",
+            f"Its context or its limits end the text: let it take {len(ids) + count:,} tokens, or leave such prompts out "
+            "with --context.",
+        )
+    return tuple(found)
 
 
 @dataclass
@@ -228,7 +311,6 @@ class _Tally:
     """Differences so far, after one prompt or after all; `limit` is that of their mean."""
 
     name: str
-    recorded: int
     limit: float
     compared: int = 0
     total: float = 0.0
@@ -237,36 +319,36 @@ class _Tally:
 
     @property
     def mean(self) -> float:
-        return self.total / self.compared if self.compared else 0.0
+        return self.total / self.compared
 
     @property
-    def beyond(self) -> bool:
-        return not self.mean <= self.limit
+    def noise(self) -> float:
+        """The mean as a record keeps it; rounding lifts it over no limit."""
+        return min(round(self.mean, 4), self.limit)
 
-    @property
-    def enough(self) -> bool:
-        return self.compared >= LEAST_COMPARED * self.recorded
 
-    @property
-    def judged(self) -> bool:
-        """There is a verdict on this prompt."""
-        return self.enough and self.compared >= LEAST_TOKENS
+@dataclass(frozen=True)
+class _Wrong:
+    """What no tie explains. `apart_nats`: how far from its own token the trusted server saw the wrong one; infinite where it
+    did not, or where no token is wrong."""
+
+    words: str
+    apart_nats: float = math.inf
 
 
 @dataclass
 class _Comparison:
-    """One tally per prompt. `wrong` is the first token that no tie explains; nothing is asked after it."""
+    """One tally per prompt. Nothing is asked after what is `wrong`."""
 
     recorded: int
     limit: float
     tallies: list[_Tally] = field(default_factory=list)
-    wrong: str = ""
+    wrong: _Wrong | None = None
 
     @property
     def whole(self) -> _Tally:
         return _Tally(
             "all prompts",
-            self.recorded,
             self.limit,
             compared=sum(one.compared for one in self.tallies),
             total=sum(one.total for one in self.tallies),
@@ -277,19 +359,16 @@ class _Comparison:
     @property
     def problem(self) -> str:
         """Why the server is not right; empty where it is."""
-        if self.wrong:
-            return self.wrong
-        whole, beyond = self.whole, [one for one in self.tallies if one.judged and one.beyond]
+        if self.wrong is not None:
+            return self.wrong.words
+        whole, beyond = self.whole, [one for one in self.tallies if one.mean > one.limit]
         if beyond:
             worst = max(beyond, key=lambda one: one.mean / one.limit)
             text = (
                 f"a mean difference of {worst.mean:.4f} nats after the prompt of {worst.name}, {worst.limit:g} are allowed"
             )
-            return text + (f"; {len(beyond)} prompts are beyond theirs" if len(beyond) > 1 else "")
-        if not whole.enough:
-            needed = math.ceil(LEAST_COMPARED * whole.recorded)
-            return f"{whole.compared} of {whole.recorded} tokens compared, {needed} are needed"
-        if whole.beyond:
+            return text + (f"; {len(beyond)} prompts exceed their limit" if len(beyond) > 1 else "")
+        if whole.mean > whole.limit:
             return f"a mean difference of {whole.mean:.4f} nats over {whole.compared} tokens, {whole.limit:g} are allowed"
         return ""
 
@@ -303,18 +382,12 @@ class _Comparison:
 
     @property
     def note(self) -> str:
-        """What was compared, the prompt that differs most, and the prompts without a verdict."""
-        whole, judged = self.whole, [one for one in self.tallies if one.judged]
-        text = f"{whole.compared} of {whole.recorded} tokens compared"
-        if self.wrong:
+        """What was compared, and the prompt that differs most."""
+        text = f"{self.whole.compared} of {self.recorded} tokens compared"
+        if self.wrong is not None:
             return text
-        if judged:
-            worst = max(judged, key=lambda one: one.mean)
-            text += f", at most {worst.mean:.3f} nats apart on average ({worst.name})"
-        else:
-            text += f", {whole.mean:.3f} nats apart on average"
-        few = [f"{one.name} ({one.compared} of {one.recorded})" for one in self.tallies if not one.judged]
-        return text + (f"; too few to judge alone: {', '.join(few)}" if few else "")
+        worst = max(self.tallies, key=lambda one: one.mean)
+        return text + f", at most {worst.mean:.3f} nats apart on average ({worst.name})"
 
 
 def compare(request: Request, reference: Reference, model: str, family: Family | None) -> Compared:
@@ -324,9 +397,10 @@ def compare(request: Request, reference: Reference, model: str, family: Family |
     found = _compare_all(request, reference, server, limits, reference.limit_nats)
     least, most = min(limits), max(limits)
     allowed = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+    whole = f" and within {reference.limit_nats:g} over all" if reference.limit_nats < most else ""
     return Compared(
         right=not found.problem,
-        expected=f"the recorded tokens, log-probabilities within {allowed} nats on average after every prompt",
+        expected=f"the recorded tokens, log-probabilities within {allowed} nats on average after every prompt{whole}",
         got=found.words,
         note=found.note,
     )
@@ -337,59 +411,52 @@ def _compare_all(
 ) -> _Comparison:
     found = _Comparison(sum(len(entry.tokens) for entry in reference.entries), limit)
     for entry, own in zip(reference.entries, limits, strict=True):
-        found.tallies.append(_Tally(entry.name, len(entry.tokens), own))
+        found.tallies.append(_Tally(entry.name, own))
         found.wrong = _compare_entry(request, entry, reference.tie_window_nats, server, found.tallies[-1])
-        if found.wrong:
+        if found.wrong is not None:
             break
     return found
 
 
-def _compare_entry(request: Request, entry: ReferenceEntry, ties: float, server: tuple[Family, str], tally: _Tally) -> str:
+def _compare_entry(
+    request: Request, entry: ReferenceEntry, ties: float, server: tuple[Family, str], tally: _Tally
+) -> _Wrong | None:
     """One prompt; after a tie it is asked again with the recorded tokens up to there. What was wrong with a token, or with
-    the number of them; nothing where none was."""
+    the answer; nothing where none was."""
     place = 0
     for _ in range(MOST_TRIES):
         ids = [*entry.prompt_ids, *(token.id for token in entry.tokens[:place])]
-        asked = len(entry.tokens) - place
-        got = greedy(request, *server, ids, asked)
-        if len(got) < asked:
-            return (
-                f"{len(got)} of {asked} tokens came after the prompt of {entry.name}, though a text's end was to be ignored"
-            )
-        for have, want in zip(got, entry.tokens[place:], strict=False):
+        try:
+            got = _answer(request, server, entry.name, ids, len(entry.tokens) - place)
+        except _UnusableError as error:
+            return _Wrong(error.message)
+        for have, want in zip(got, entry.tokens[place:], strict=True):
             place += 1
-            if not _take(have, want, ties, tally):
-                return (
+            apart = _take(have, want, ties, tally)
+            if apart is not None:
+                seen = f"; {apart:.3f} nats lay between them, {ties:g} are a tie" if apart < math.inf else ""
+                words = (
                     f"token {have.id} ({have.logprob:.3f} nats) instead of {want.id} ({want.logprob:.3f}) at place {place} "
-                    f"after the prompt of {entry.name}{_apart(have, want, ties)}"
+                    f"after the prompt of {entry.name}{seen}"
                 )
+                return _Wrong(words, apart)
             if have.id != want.id:
                 break
-        else:
-            return ""
         if place == len(entry.tokens):
-            return ""
-    return ""
+            break
+    return None
 
 
-def _apart(have: ReferenceToken, want: ReferenceToken, ties: float) -> str:
-    """How near the trusted server saw a wrong token, where it did."""
-    value = dict(want.alternatives).get(have.id)
-    return "" if value is None else f"; {want.logprob - value:.3f} nats lay between them, {ties:g} are a tie"
-
-
-def _take(have: ReferenceToken, want: ReferenceToken, ties: float, tally: _Tally) -> bool:
-    """Count one token; False where it is wrong."""
-    if have.id == want.id:
-        expected = want.logprob
-    else:
-        near = {token: value for token, value in want.alternatives if want.logprob - value <= ties}
-        if have.id not in near:
-            return False
-        expected = near[have.id]
+def _take(have: ReferenceToken, want: ReferenceToken, ties: float, tally: _Tally) -> float | None:
+    """Count one token. Where it is wrong: how far from its own the trusted server saw it; infinitely, where it did not."""
+    expected = want.logprob
+    if have.id != want.id:
+        expected = dict(want.alternatives).get(have.id, -math.inf)
+        if want.logprob - expected > ties:
+            return want.logprob - expected
         tally.ties += 1
     difference = abs(have.logprob - expected)
     tally.compared += 1
     tally.total += difference
     tally.largest = max(tally.largest, difference)
-    return True
+    return None

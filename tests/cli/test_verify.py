@@ -78,7 +78,7 @@ def test_recorded_answers_judge_another_server(glmplan, tmp_path):
         ran = glmplan("verify", "--url", url, "--reference", str(path), "--only", "reference")
     assert ran.code == 7
     assert caught_by(ran.code, ran.err) == CANARY_WRONG
-    assert " tokens, 0.1 are allowed; 3 prompts are beyond theirs" in ran.err
+    assert " tokens, 0.1 are allowed; 3 prompts exceed their limit" in ran.err
 
 
 def test_a_record_keeps_tolerance_and_ties(glmplan, tmp_path):
@@ -107,6 +107,34 @@ def test_the_text_with_mtp_is_compared_with_the_text_without(glmplan):
         assert glmplan("verify", "--url", url, "--without-mtp-url", other, "--only", "mtp").code == 7
 
 
+@pytest.mark.parametrize(("option", "value", "most"), [("--tolerance", "2.1", "2"), ("--ties", "1e3", "10")])
+def test_a_limit_without_sense_is_named_with_the_most_there_is(glmplan, option, value, most):
+    ran = glmplan("verify", "--url", "http://x", "--record", "a", option, value)
+    assert ran.code == 2
+    assert f"{option} is {float(value):g} nats and may be {most} at most." in ran.err
+
+
+def test_a_shortened_answer_is_not_recorded(glmplan, tmp_path):
+    path = tmp_path / "answers.json"
+    with serving(Behaviour(short_after=6_000)) as (url, _):
+        ran = glmplan("verify", "--url", url, "--record", str(path))
+        assert ran.code == 1
+        assert "3 of 24 tokens came after the prompt of 17500 tokens" in ran.err
+        assert not path.exists()
+        assert glmplan("verify", "--url", url, "--record", str(path), "--context", "6000").code == 0
+
+
+def test_a_record_cannot_make_its_own_limit(glmplan, tmp_path):
+    path = tmp_path / "answers.json"
+    with serving(Behaviour(context=1_000)) as (url, _):
+        assert glmplan("verify", "--url", url, "--record", str(path)).code == 0
+    path.write_text(path.read_text().replace('"noise_nats": 0.0', '"noise_nats": 50.0'))
+    ran = glmplan("verify", "--url", "http://x", "--reference", str(path), "--only", "reference")
+    assert ran.code == 2
+    assert "noise_nats: a trusted server may differ from itself by 0.1 nats here (it is '50.0')" in ran.err
+    assert "--record" in ran.err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -123,6 +151,8 @@ def test_the_text_with_mtp_is_compared_with_the_text_without(glmplan):
         ("--url", "http://x", "--record", "a", "--ties", "nan"),
         ("--url", "http://x", "--record", "a", "--ties", "inf"),
         ("--url", "http://x", "--record", "a", "--ties", "many"),
+        ("--url", "http://x", "--record", "a", "--tolerance", "2.1"),
+        ("--url", "http://x", "--record", "a", "--ties", "10.1"),
         ("--url", "http://x", "--reference", "b", "--ties", "1.0"),
         ("--url", "http://x", "--tolerance", "0.1"),
         ("--url", "http://x", "--context", "many"),

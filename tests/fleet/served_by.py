@@ -75,21 +75,28 @@ def token(ids: list[int], place: int, behaviour: Behaviour) -> tuple[int, float,
     seed = sum((place + 1) * one for place, one in enumerate(ids[-4096:])) % 9973
     chosen, logprob = seed % 500, -0.5 - (seed % 7) / 10
     second = (chosen + 1) % 500
-    near = seed % 5 == 0
+    near = seed % 5 == 0 or bool(behaviour.only_ties)
     gap = (behaviour.tie_gap or 0.02) if near else 1.0
+    logprob += (behaviour.drift or 0.0) if len(ids) > (behaviour.drift_after or 0) else 0.0
     if behaviour.swaps_ties and near:
         chosen, second, logprob = second, chosen, logprob - gap
         return chosen, logprob, [(chosen, logprob), (second, logprob - 0.001)]
     if behaviour.broken_after is not None and len(ids) > behaviour.broken_after:
         chosen = (chosen + 250) % 500
-    logprob += (behaviour.drift or 0.0) if len(ids) > (behaviour.drift_after or 0) else 0.0
-    return chosen, logprob, [(chosen, logprob), (second, logprob - gap)]
+    runner_up = logprob - gap
+    if len(ids) > (behaviour.odd_after or 0):
+        logprob, runner_up = instead(behaviour.odd, logprob), instead(behaviour.odd_runner_up, runner_up)
+    return chosen, logprob, [(chosen, logprob), (second, runner_up)]
+
+
+def instead(odd: Any, right: float) -> Any:
+    return right if odd is None else None if odd == "null" else odd
 
 
 def tokens(ids: list[int], count: int, behaviour: Behaviour) -> list[tuple[int, float, list[tuple[int, float]]]]:
     ids, found = list(ids), []
     short = behaviour.short_after is not None and len(ids) > behaviour.short_after
-    for place in range(min(count, 3) if short else count):
+    for place in range(min(count, behaviour.faults.get("short_tokens", 3)) if short else count):
         found.append(token(ids, place, behaviour))
         ids.append(found[-1][0])
     return found
