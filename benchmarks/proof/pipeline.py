@@ -42,8 +42,8 @@ TOKENIZED = {"spoken": (*MODEL["plain"], "--tokenizer")}
 ENGINE = ("--engine-arg=--grammar-backend", "--engine-arg", "none", "--engine-arg=--trust-remote-code")
 LOOSE = ("--tolerance", "0.12", "--ties", "1.0")
 """Random weights have ties everywhere, so that no token is wrong by itself: the mean difference of log-probabilities judges,
-prompt by prompt. Of 117 right answers beyond 2,048 tokens none lay above 0.12; wrong attention gave 0.18 to 0.30 (docs/proof,
-the agreement records of 2026-11-21)."""
+prompt by prompt. Of 117 right answers beyond 2,048 tokens none lay above 0.12; wrong attention gave 0.18 to 0.30
+(docs/proof, the agreement records of 2026-11-21)."""
 SILENT = ("--engine-arg=--skip-tokenizer-init",)
 WEIGHTS = (
     "--engine-arg=--fp8-gemm-backend",
