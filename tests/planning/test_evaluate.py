@@ -154,7 +154,7 @@ def test_a_pipeline_s_reserve_covers_what_the_engine_took():
 
 def test_the_older_engine_s_pipeline_reserve_is_what_its_launch_showed():
     """Predicted and measured GiB of the worst rank, as `glmplan launch` printed them when the reserve was the old one."""
-    text = (CONFIGS.parents[2] / "docs" / "proof" / "launch-cuts.txt").read_text()
+    text = (CONFIGS.parents[2] / "docs" / "proof" / "launch-cuts-tp2.txt").read_text()
     predicted, measured = map(float, re.findall(r"predicted ([\d.]+) GiB, measured ([\d.]+) GiB", text)[1])
     old_bytes, reserve = 608_174_080, engine(OLD).reserve.nccl_pp_nvlink_bytes
     assert reserve - old_bytes == pytest.approx((measured - predicted) * GIB, abs=0.01 * GIB)
