@@ -67,7 +67,7 @@ PLANNER, PLUGIN, ENGINE_START = "the planner", "our plugin, before the weights",
 CANARY_ENDED, CANARY_WRONG = "the canary: its question ended the server", "the canary: a wrong answer"
 SECOND_STAGE = re.compile(r"^\S+, PP1 .*while serving:$", re.MULTILINE)
 """Where launch quotes the log of the worker that failed. Of a missing top-k stock says that a NoneType has no method
-(0.5.13.post1, srt/layers/attention/dsa_backend.py:1481); what fails for another reason does not."""
+(0.5.13.post1, srt/layers/attention/dsa_backend.py:1816, :1867); what fails for another reason does not."""
 
 
 def caught_by(code: int | None, text: str) -> str | None:

@@ -64,6 +64,37 @@ def test_who_is_said_to_have_stopped_a_launch():
     assert pipeline.caught_by(7, ready_and(AnswersWrong((silent,), ()).message)) is None
 
 
+UNSENT = """\
+[2026-11-21 23:06:05 PP1] Scheduler hit an exception: Traceback (most recent call last):
+  File "sglang/srt/managers/scheduler.py", line 4062, in run_scheduler_process
+    scheduler.run_event_loop()
+  File "sglang/srt/layers/attention/dsa_backend.py", line 1867, in _forward_flashmla_kv
+    indices = page_table_1.unsqueeze(1)
+AttributeError: 'NoneType' object has no attribute 'unsqueeze'
+
+[2026-11-21 23:06:05] SIGQUIT received. signum=None, frame=None. It usually means one child failed."""
+PEER = "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.2]:1"
+
+
+def test_a_stage_that_a_question_ended_is_told_in_words_that_the_proof_reads(capsys: pytest.CaptureFixture[str]):
+    from glmplan.cli import _telling
+    from glmplan.fleet.diagnosis import NodeEvidence, diagnose
+    from glmplan.fleet.log_lines import Phase
+    from glmplan.fleet.phases import LogLine
+
+    def node(rank: int, text: str) -> NodeEvidence:
+        lines = (LogLine(line, (rank, 0), Phase.READY, 0.0) for line in text.splitlines())
+        return NodeEvidence(rank, f"local#{rank}", tuple(lines), exit_status=-9)
+
+    failed: Any = SimpleNamespace(diagnosis=diagnose([node(0, PEER), node(1, UNSENT)], "sglang"), stops=())
+    _telling.tell_failure(failed)
+    said = capsys.readouterr().err
+    assert "local#1, PP1 TP0, while serving:" in said
+    assert pipeline.caught_by(
+        6, f"{said}{ready_and('The reference canary got no answer. The worker on local#1 ended.')}"
+    ) == (pipeline.CANARY_ENDED)
+
+
 @pytest.mark.parametrize(
     ("gpus", "hosts", "pin"),
     [
