@@ -21,6 +21,8 @@ from benchmarks.proof.harness import Client, Job, Outcome
 
 LENGTHS = (50, 1500, 3000, 9000, 40000)
 BATCH = (50, 60, 1500, 2040, 2060, 3000, 3000, 200, 9000, 700, 50, 4100, 6000, 1000, 2500, 12000)
+OTHERS = ["sm89", "sm80"]
+"""What the port is compiled as besides natively."""
 NEW_TOKENS, JUDGED_TOKENS, IDS = 32, 64, 8000
 MODEL = {"plain": ("--gain", "0.1", "--sharp", "4", "--steady", "8")}
 
@@ -134,9 +136,13 @@ def verdict(
         parts[kv]["holds"] &= not missing and not astray
         parts[kv]["lines"] += [f"no answers from {name}{'' if name in missing else ', not needed'}" for name in silent]
         parts[kv]["lines"] += [f"{name} says that it has the port, or not, against what was asked" for name in astray]
-    lines = [line for kv in formats for line in (f"KV {kv}", *parts[kv]["lines"])]
-    holds = all(part["holds"] for part in parts.values())
-    return {"holds": holds, "prompts": prompts, "parts": parts, "lines": lines}
+    return of_parts(parts, prompts)
+
+
+def of_parts(parts: Mapping[str, Mapping[str, Any]], prompts: int) -> dict[str, Any]:
+    """The whole of what was found of each KV format."""
+    lines = [line for kv, part in parts.items() for line in (f"KV {kv}", *part["lines"])]
+    return {"holds": all(part["holds"] for part in parts.values()), "prompts": prompts, "parts": parts, "lines": lines}
 
 
 def wants_port(name: str) -> bool:
@@ -151,7 +157,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--kv", nargs="+", default=["fp8", "bf16"], choices=["fp8", "bf16", "raw"])
-    parser.add_argument("--as", dest="others", nargs="*", default=["sm89", "sm80"])
+    parser.add_argument("--as", dest="others", nargs="*", default=OTHERS)
     parser.add_argument("--seconds", type=float, default=500.0)
     parser.add_argument("--per-gpu", type=int, default=4)
     asked = parser.parse_args()

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.proof import harness, judge
+from benchmarks.proof import agreement, harness
 from benchmarks.proof.agreement import BACKENDS, JUDGED_TOKENS, answer, flags, prompt
 from benchmarks.proof.harness import Client, Job, Outcome
 
@@ -74,33 +74,24 @@ def accepted(answers: Mapping[str, Any]) -> float:
 
 
 def verdict(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    parts = {kv: part(kv, outcomes) for kv in FORMATS}
-    lines = [line for kv, found in parts.items() for line in (f"KV {kv}", *found["lines"])]
-    holds = all(found["holds"] for found in parts.values())
-    return {"holds": holds, "prompts": len(LENGTHS) + len(BATCH), "parts": parts, "lines": lines}
+    """That of `agreement`, and whether drafts are accepted."""
+    found = agreement.verdict(list(FORMATS), list(PORTS[1:]), outcomes, len(LENGTHS) + len(BATCH))
+    for kv, part in found["parts"].items():
+        judge_drafts(part, {name: outcome for name, outcome in outcomes.items() if name.startswith(f"{kv}-")})
+    return agreement.of_parts(found["parts"], found["prompts"])
 
 
-def part(kv: str, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """One KV format. The port says its line once: the draft model is the same process. The first records have no control."""
-    stock, control, *own = (f"{kv}-{name}" for name in ("stock", "control", "again", "other"))
-    forced = [f"{kv}-{name}" for name in PORTS]
-    names = [name for name in (stock, *own, *forced, control) if name in outcomes]
-    answers = {name: result for name in names if (result := outcomes[name].result)}
-    silent = [name for name in names if name not in answers]
-    base = answers.get(stock, {})
-    apart = {name: judge.distance(base, found) for name, found in answers.items() if name != stock and base}
-    noise, ports, controls = ({name: apart[name] for name in group if name in apart} for group in (own, forced, [control]))
-    found = judge.judge_agreement(noise, ports, controls, len(LENGTHS) + len(BATCH))
-    per = {name: round(accepted(result), 3) for name, result in answers.items()}
-    limit = min((per[name] for name in per if name in (stock, *own)), default=0.0) * (1 - ACCEPTED_SLACK)
-    astray = [name for name in answers if len(outcomes[name].port_lines) != (name in (*forced, control))]
-    found["tokens_per_verification"] = per
-    found["holds"] &= not astray and not {*silent} - {f"{kv}-other"} and per[stock] > LEAST_ACCEPTED
-    found["holds"] &= all(per[name] >= limit for name in ports)
-    found["lines"] += [f"no answers from {name}{', not needed' if name == f'{kv}-other' else ''}" for name in silent]
-    found["lines"] += [f"{name} has {len(outcomes[name].port_lines)} lines of the port" for name in astray]
-    found["lines"].append(f"tokens per verification: {per}; at least {limit:.2f}, and more than {LEAST_ACCEPTED} with stock")
-    return found
+def judge_drafts(part: dict[str, Any], outcomes: Mapping[str, Outcome]) -> None:
+    """One KV format. The port says its line once: the draft model is the same process."""
+    per = {name: round(accepted(outcome.result), 3) for name, outcome in outcomes.items() if outcome.result}
+    stock = {name: tokens for name, tokens in per.items() if not agreement.wants_port(name)}
+    limit = min(stock.values(), default=0.0) * (1 - ACCEPTED_SLACK)
+    repeated = [name for name in per if len(outcomes[name].port_lines) > 1]
+    part["tokens_per_verification"] = per
+    part["holds"] &= not repeated and all(per[name] >= limit for name in part.get("ports", ()))
+    part["holds"] &= any(name.endswith("-stock") and tokens > LEAST_ACCEPTED for name, tokens in per.items())
+    part["lines"] += [f"{name} has {len(outcomes[name].port_lines)} lines of the port" for name in repeated]
+    part["lines"].append(f"tokens per verification: {per}; at least {limit:.2f}, and more than {LEAST_ACCEPTED} with stock")
 
 
 def main() -> int:

@@ -420,12 +420,12 @@ def answers_beside(path: Path) -> Path:
     return path.with_name(f"{path.stem}-logs.tar.gz")
 
 
-def recorded(path: Path) -> dict[str, Outcome]:
-    """The servers of a record with the answers that lie packed beside it."""
+def recorded(path: Path, servers: Mapping[str, Mapping[str, Any]]) -> dict[str, Outcome]:
+    """The servers of the record at `path` with the answers that lie packed beside it."""
     with tarfile.open(answers_beside(path)) as packed:
         return {
             name: Outcome(**server, result=json.load(packed.extractfile(f"{name}.answers.json") or io.BytesIO(b"null")))
-            for name, server in json.loads(path.read_text())["servers"].items()
+            for name, server in servers.items()
         }
 
 

@@ -30,7 +30,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,12 @@ class Step:
     def caught_by(self) -> str | None:
         """None where nothing was to be caught."""
         return None if self.catcher is None else caught_by(self.code, self.text) or "nobody known"
+
+    @property
+    def judged(self) -> dict[str, Any]:
+        """What a record says of it beside its command."""
+        told = {"wanted": list(self.wanted), "exit": self.code, "holds": self.holds}
+        return told | ({"catcher": self.catcher, "caught_by": self.caught_by} if self.catcher else {})
 
 
 @dataclass
@@ -248,25 +254,24 @@ def rejudged(verdict: Mapping[str, Any], path: Path) -> dict[str, Any]:
         if said is None:
             raise ValueError(f"the heading {text[:80]!r} is none")
         code = None if said["exit"] == "None" else int(said["exit"])
-        wanted = [int(word) for word in said["wanted"].split(",") if word.strip()]
-        caught = {}
-        if said["catcher"]:
-            caught = {"catcher": said["catcher"], "caught_by": caught_by(code, text) or "nobody known"}
-        holds = code in wanted and caught.get("catcher") == caught.get("caught_by")
-        steps.append({**recorded[name], "wanted": wanted, "exit": code, "holds": holds, **caught})
-    same = verdict["memory_before"] == verdict["memory_after"]
-    return {**verdict, "steps": steps, "holds": bool(steps) and same and all(step["holds"] for step in steps)}
+        wanted = tuple(int(word) for word in said["wanted"].split(",") if word.strip())
+        steps.append(recorded[name] | Step(name, [], wanted, said["catcher"], code, text=text).judged)
+    return {**verdict, "steps": steps, "holds": all_hold(steps, verdict["memory_before"], verdict["memory_after"])}
+
+
+def all_hold(steps: Sequence[Mapping[str, Any]], before: Sequence[str], after: Sequence[str]) -> bool:
+    return bool(steps) and all(step["holds"] for step in steps) and before == after
 
 
 def write(out: Path, name: str, run: Run, before: list[str], after: list[str]) -> bool:
     """OUT/NAME.json and OUT/NAME.txt."""
     home = str(Path.home())
-    holds = bool(run.steps) and all(step.holds for step in run.steps) and before == after
     steps = [
-        {"name": s.name, "command": "glmplan " + shlex.join(s.words).replace(home, "~"), "wanted": s.wanted, "exit": s.code,
-         "seconds": s.seconds, "holds": s.holds} | ({"catcher": s.catcher, "caught_by": s.caught_by} if s.catcher else {})
-        for s in run.steps
-    ]  # fmt: skip
+        {"name": step.name, "command": "glmplan " + shlex.join(step.words).replace(home, "~"), "seconds": step.seconds}
+        | step.judged
+        for step in run.steps
+    ]
+    holds = all_hold(steps, before, after)
     verdict: Mapping[str, Any] = {"holds": holds, "memory_before": before, "memory_after": after, "steps": steps}
     record = {
         "proof": name, "date": time.strftime("%Y-%m-%d"), "setting": harness.versions(run.setting), "verdict": verdict,

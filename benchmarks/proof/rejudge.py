@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.proof import agreement, eagle, harness, judge, pipeline, speed, vllm_agreement
+from benchmarks.proof.agreement import OTHERS
 from benchmarks.proof.harness import Outcome
 
-OTHERS = ["sm89", "sm80"]
 
-
-def rejudged(path: Path) -> dict[str, Any]:
+def rejudged(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """The verdict that a record's answers, figures or printed words give today, as JSON has it."""
-    record = json.loads(path.read_text())
     proof, setting, verdict = record["proof"], record["setting"], record["verdict"]
     if proof.startswith(("agreement-", "eagle-")):
-        verdict = from_answers(proof, setting, harness.recorded(path))
+        verdict = from_answers(proof, setting, harness.recorded(path, record["servers"]))
     elif proof.startswith("speed-"):
-        verdict = of_speed(verdict, path)
+        verdict = of_speed(path, record)
     elif proof.startswith("launch-"):
         verdict = pipeline.rejudged(verdict, path)
     elif not proof.startswith("tune-"):
@@ -52,11 +50,13 @@ def of_jobs(jobs: Sequence[harness.Job], found: Mapping[str, Outcome]) -> dict[s
     return {job.name: found.get(job.name) or Outcome(job.name, 0, [], {}) for job in jobs}
 
 
-def of_speed(verdict: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def of_speed(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """From the rates that the servers' tasks gave, or, of the one record without those, from its figures."""
     if harness.answers_beside(path).exists():
-        return speed.verdict(harness.recorded(path))
-    return speed.of_rates({kv: judge.judge_speed(part["stock"], part["port"]) for kv, part in verdict["parts"].items()})
+        return speed.verdict(harness.recorded(path, record["servers"]))
+    return speed.of_rates(
+        {kv: judge.judge_speed(part["stock"], part["port"]) for kv, part in record["verdict"]["parts"].items()}
+    )
 
 
 def main(words: list[str] | None = None) -> int:
@@ -70,7 +70,8 @@ def main(words: list[str] | None = None) -> int:
 def holds(path: Path, write: bool) -> bool:
     """Whether the record holds and says so; tells it."""
     try:
-        record, now = json.loads(path.read_text()), rejudged(path)
+        record = json.loads(path.read_text())
+        now = rejudged(path, record)
     except (OSError, KeyError, ValueError, TypeError) as error:
         print(f"{path}: DOES NOT HOLD, it cannot be judged: {type(error).__name__}: {error}")
         return False

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.proof import agreement, harness, judge
-from benchmarks.proof.agreement import JUDGED_TOKENS, MODEL, NEW_TOKENS, prompt
+from benchmarks.proof.agreement import JUDGED_TOKENS, MODEL, NEW_TOKENS, OTHERS, prompt
 from benchmarks.proof.harness import Client, Engine, Job, Outcome, Setting
 
 LENGTHS = (50, 1500, 3000, 9000)
@@ -195,7 +195,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--kv", nargs="+", default=["fp8", "bf16"], choices=["fp8", "bf16"])
-    parser.add_argument("--as", dest="others", nargs="*", default=["sm89", "sm80"])
+    parser.add_argument("--as", dest="others", nargs="*", default=OTHERS)
     parser.add_argument("--seconds", type=float, default=500.0)
     parser.add_argument("--per-gpu", type=int, default=4)
     parser.add_argument("--smoke", action="store_true")

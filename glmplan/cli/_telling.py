@@ -20,7 +20,7 @@ def tell_failure(error: LaunchFailed) -> None:
     """The lines that show the cause, what NVML and the kernel add, and what the stop left."""
     found = error.diagnosis
     rank = "" if found.rank is None else f", PP{found.rank[0]} TP{found.rank[1]}"
-    when = "while serving" if found.when == "run" or found.phase == "ready" else f"while {found.phase or 'starting'}"
+    when = "while serving" if found.when == "run" else f"while {found.phase or 'starting'}"
     say(f"\n{found.host}{rank}, {when}:")
     for line in found.lines:
         say(f"  | {line}")

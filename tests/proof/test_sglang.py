@@ -340,7 +340,8 @@ def test_speed_holds_when_both_were_measured_whole():
 
 @pytest.mark.parametrize("path", RECORDS, ids=[path.stem for path in RECORDS])
 def test_recorded_verdicts_follow_from_the_recorded_answers(path: Path):
-    assert rejudge.rejudged(path) == json.loads(path.read_text())["verdict"]
+    record = json.loads(path.read_text())
+    assert rejudge.rejudged(path, record) == record["verdict"]
 
 
 def test_the_installed_package_has_the_entry_point(setting: harness.Setting):

@@ -84,7 +84,7 @@ def test_a_stage_that_a_question_ended_is_told_in_words_that_the_proof_reads(cap
 
     def node(rank: int, text: str) -> NodeEvidence:
         lines = (LogLine(line, (rank, 0), Phase.READY, 0.0) for line in text.splitlines())
-        return NodeEvidence(rank, f"local#{rank}", tuple(lines), exit_status=-9)
+        return NodeEvidence(rank, f"local#{rank}", tuple(lines), exit_status=-9, was_ready=True)
 
     failed: Any = SimpleNamespace(diagnosis=diagnose([node(0, PEER), node(1, UNSENT)], "sglang"), stops=())
     _telling.tell_failure(failed)
