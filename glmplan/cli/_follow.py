@@ -162,10 +162,10 @@ def _memory_words(rank: RankProgress) -> str:
 
 def _left(deployment: Deployment, node: NodeView) -> str:
     found = node.eta(deployment.gpu_indexes[node.node_rank], time.monotonic())
-    if found.remaining_s is None:
-        return ""
     share = "" if found.share is None else f", {100 * found.share:.0f} % loaded"
-    return f"{share}, about {minutes(found.remaining_s)} left (by {found.basis})"
+    seconds = found.remaining_s
+    left = "time left unknown, over the estimate" if seconds is None else f"about {minutes(seconds)} left"
+    return f"{share}, {left} (by {found.basis})"
 
 
 def _table(deployment: Deployment, snapshot: Snapshot, deadline_s: float) -> Table:

@@ -23,12 +23,16 @@ SLOW_DISK_BYTES_PER_S = 100_000_000
 """Taken where nothing was measured: a network share over 1 Gbit/s, the slowest store one would load such a model from."""
 SPAWN_S = 30.0
 """Importing an engine from a warm cache and starting CUDA, on a slow core. Chosen."""
+JOIN_ESTIMATE_S = 10.0
+"""Setting up the process groups: 1 to 17 s on H200s (docs/proof, the launch records)."""
 JOIN_S = 300.0
 """Waiting for the other nodes: torch.distributed's store gives its clients 300 s to join."""
 GRAPH_S = 2.0
 """One captured batch size with its warm-up runs; vLLM 0.33.0 says 5 to 20 s for all of them, SGLang "several minutes"."""
 COMPILE_S = 900.0
 """JIT kernels at a first start: about 340 s were reported for vLLM on RTX PRO 6000; slow CPUs get more than twice that."""
+WARMUP_ESTIMATE_S = 10.0
+"""The first request with compiled kernels: 1 to 8 s on H200s (docs/proof, the launch records). Chosen on the high side."""
 WARMUP_S = 600.0
 """The first request; SGLang itself gives it 600 s (0.5.23 srt/entrypoints/http_server.py:2498)."""
 SLACK = 3.0
@@ -119,7 +123,7 @@ def deadline(work: LoadWork) -> Deadline:
                 reason=f"libraries of {format_bytes(LIBRARY_BYTES)} at {work.rate_words}, and their start",
             ),
             Allowance(
-                part="join", estimate_s=10.0 if work.nodes > 1 else 0.0, limit_s=JOIN_S if work.nodes > 1 else SPAWN_S,
+                part="join", estimate_s=JOIN_ESTIMATE_S, limit_s=JOIN_S if work.nodes > 1 else SPAWN_S,
                 reason="torch's store waits 300 s for the other nodes" if work.nodes > 1 else "one node",
             ),
             Allowance(
@@ -135,7 +139,8 @@ def deadline(work: LoadWork) -> Deadline:
                 reason=f"{work.graphs} CUDA graphs at {GRAPH_S:g} s",
             ),
             Allowance(
-                part="warm up", estimate_s=10.0, limit_s=WARMUP_S, reason="the engine gives its first request 600 s",
+                part="warm up", estimate_s=WARMUP_ESTIMATE_S, limit_s=WARMUP_S,
+                reason="the engine gives its first request 600 s",
             ),
         )
     )  # fmt: skip
@@ -143,7 +148,8 @@ def deadline(work: LoadWork) -> Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Eta:
-    """Time left on a node. `share` of the weights loaded, `basis` what it was read from; None is unknown."""
+    """Time left on a node. `share` of the weights loaded, `basis` what it was read from; None is unknown, of `remaining_s`
+    because the part under way takes longer than its estimate."""
 
     remaining_s: float | None
     share: float | None
@@ -166,29 +172,30 @@ def loaded_share(progress: NodeProgress, work: LoadWork, grown_bytes: Mapping[Ra
 
 
 def eta(progress: NodeProgress, work: LoadWork, grown_bytes: Mapping[Rank, int], now_s: float) -> Eta:
-    """Seconds until the node is ready, from what is loaded and how fast that went."""
+    """Seconds until the node is ready, from what is loaded and how fast that went, elsewhere from the estimates."""
     parts = {part.part: part.estimate_s for part in deadline(work).parts}
-    later = {
-        Phase.LOADING: parts["capture"] + parts["warm up"],
-        Phase.LOADED: parts["capture"] + parts["warm up"],
-        Phase.ALLOCATED: parts["capture"] + parts["warm up"],
-        Phase.CAPTURING: parts["capture"] + parts["warm up"],
-        Phase.CAPTURED: parts["warm up"],
-        Phase.READY: 0.0,
-    }
     phase = progress.phase
-    if phase < Phase.LOADING:
-        return Eta(parts["load"] + parts["capture"] + parts["warm up"], 0.0, work.rate_words)
-    if phase > Phase.LOADING:
-        return Eta(later[phase], 1.0, "log")
-    share, basis = loaded_share(progress, work, grown_bytes)
-    began = min(one.since_s for one in progress.ranks.values() if one.phase is Phase.LOADING)
-    elapsed = max(now_s - began, 0.0)
-    if share is None:
-        return Eta(max(parts["load"] - elapsed, 0.0) + later[phase], None, work.rate_words)
-    if share < 0.01 or elapsed < 1.0:
-        return Eta(parts["load"] * (1 - share) + later[phase], share, work.rate_words)
-    return Eta(elapsed / share * (1 - share) + later[phase], share, basis)
+    elapsed = max(now_s - min((one.since_s for one in progress.ranks.values() if one.phase is phase), default=now_s), 0.0)
+
+    def counted(part_s: float, later_s: float, share: float | None, basis: str) -> Eta:
+        return Eta(part_s - elapsed + later_s if elapsed <= part_s else None, share, basis)
+
+    captured = parts["capture"] + parts["warm up"]
+    if phase is Phase.STARTING:
+        return counted(parts["spawn"] + parts["join"], parts["load"] + captured, 0.0, work.rate_words)
+    if phase is Phase.JOINING:
+        return counted(parts["join"], parts["load"] + captured, 0.0, work.rate_words)
+    if phase is Phase.LOADING:
+        share, basis = loaded_share(progress, work, grown_bytes)
+        if share is None or share < 0.01 or elapsed < 1.0:
+            return counted(parts["load"], captured, share, work.rate_words)
+        return Eta(elapsed / share * (1 - share) + captured, share, basis)
+    if phase is Phase.CAPTURED:
+        return counted(parts["warm up"], 0.0, 1.0, f"{WARMUP_ESTIMATE_S:g} s for the first request")
+    if phase is Phase.READY:
+        return Eta(0.0, 1.0, "log")
+    basis = f"{GRAPH_S:g} s for each of {work.graphs} CUDA graphs where no kernel is compiled"
+    return counted(parts["capture"], parts["warm up"], 1.0, basis)
 
 
 def quiet_limit_s(phase: Phase, work: LoadWork) -> float:

@@ -143,6 +143,7 @@ SGLANG = {
         "ready", "Subprocess scheduler_3 (pid=4711) crashed with exit code -11. Triggering SIGQUIT for cleanup...",
     ),
     "scheduler-exception": ("captured", "[2026-11-21 10:00:00 TP3] Scheduler hit an exception: Traceback (most recent call last):"),
+    "topk-missing": ("ready", "    indices = page_table_1.unsqueeze(1)"),
 }  # fmt: skip
 
 VLLM = {

@@ -100,6 +100,32 @@ def test_eta_counts_down_over_the_phases_to_nothing():
     assert before > after > eta(one, FAST, {}, 3.0).remaining_s == 0.0
 
 
+CAPTURING = "[2026-11-22 02:10:00] Memory pool end. avail mem=70.40 GB\n[2026-11-22 02:10:00] Capture cuda graph begin.\n"
+CAPTURED = "[2026-11-22 02:13:00] Capture cuda graph end. Time elapsed: 2.81 s. mem usage=0.09 GB. avail mem=77.11 GB.\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "phase", "parts"),
+    [
+        ("", Phase.STARTING, ("spawn", "join")),
+        ("[2026-11-22 02:09:50] Init torch distributed begin.\n", Phase.JOINING, ("join",)),
+        ("[2026-11-22 02:09:58] Load weight begin. avail mem=138.50 GB\n", Phase.LOADING, ("load",)),
+        (CAPTURING, Phase.CAPTURING, ("capture",)),
+        (CAPTURED, Phase.CAPTURED, ("warm up",)),
+    ],
+)
+def test_an_estimate_counts_down_and_is_given_up_once_it_is_used_up(log, phase, parts):
+    """A capture that compiled kernels said "about 22 s left" for two and a half minutes."""
+    one = NodeProgress("sglang", [(0, 0)], 2, True, 100.0)
+    one.feed(log, 100.0)
+    assert one.phase is phase
+    at_first, later = (eta(one, FAST, {}, 100.0 + s).remaining_s for s in (0.0, 5.0))
+    assert at_first - later == pytest.approx(5.0)
+    allowed = sum(found.estimate_s for found in deadline(FAST).parts if found.part in parts)
+    assert eta(one, FAST, {}, 100.0 + allowed).remaining_s is not None
+    assert eta(one, FAST, {}, 100.5 + allowed).remaining_s is None
+
+
 def test_silence_is_allowed_by_phase():
     slow = replace(FAST, disk_bytes_per_s=50_000_000)
     assert quiet_limit_s(Phase.LOADING, FAST) == module.QUIET_S
