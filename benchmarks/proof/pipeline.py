@@ -63,6 +63,7 @@ UNTRIED = (
 RECOMPUTED = ("--engine-arg=--json-model-override-args", "--engine-arg", '{"index_topk_pattern": "FFFFSSF"}')
 """The checkpoint's own pattern is FFFSSSF: layers 3 to 5 share the top-k of layer 2."""
 
+LEAST_STOP_S = 30.0
 PLANNER, PLUGIN, ENGINE_START = "the planner", "our plugin, before the weights", "the engine, at its start"
 CANARY_ENDED, CANARY_WRONG = "the canary: its question ended the server", "the canary: a wrong answer"
 SECOND_STAGE = re.compile(r"^\S+, PP1 .*while serving:$", re.MULTILINE)
@@ -124,12 +125,18 @@ class Run:
         step = Step(name, list(words), wanted, catcher)
         self.steps.append(step)
         begin = time.monotonic()
+        left_s = self.deadline - begin
+        if words[0] == "stop":  # nothing is left running, though the time be over
+            left_s = max(left_s, LEAST_STOP_S)
+        elif left_s <= 0:
+            step.text = "no time was left"
+            return step
         state = {"XDG_STATE_HOME": str(self.setting.work / "state"), "COLUMNS": "140", "PYTHONUNBUFFERED": "1"}
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "glmplan", *words], cwd=harness.ROOT, env={**os.environ, **state}, check=False,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                timeout=max(self.deadline - begin, 1.0),
+                timeout=left_s,
             )  # fmt: skip
             step.code, step.text = done.returncode, done.stdout
         except subprocess.TimeoutExpired as error:

@@ -395,9 +395,10 @@ def compare(request: Request, reference: Reference, model: str, family: Family |
     server = (family or detect_family(request)[0], model)
     limits = reference.limits_nats
     found = _compare_all(request, reference, server, limits, reference.limit_nats)
-    least, most = min(limits), max(limits)
-    allowed = f"{least:g}" if least == most else f"{least:g} to {most:g}"
-    whole = f" and within {reference.limit_nats:g} over all" if reference.limit_nats < most else ""
+    least, most = (f"{limit:.3g}" for limit in (min(limits), max(limits)))
+    allowed = least if least == most else f"{least} to {most}"
+    over_all = f"{reference.limit_nats:.3g}"
+    whole = "" if over_all == most else f" and within {over_all} over all"
     return Compared(
         right=not found.problem,
         expected=f"the recorded tokens, log-probabilities within {allowed} nats on average after every prompt{whole}",

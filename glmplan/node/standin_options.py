@@ -197,8 +197,9 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
+RANKED = ("die-at-load", "die-serving", "stall", "oom")
 TIMED = ("slow-load",)
-KNOWN = ("die-at-load", "die-serving", "stall", "oom", "wrong-answer", "no-answer", *TIMED)
+KNOWN = (*RANKED, "wrong-answer", "no-answer", *TIMED)
 
 
 def _faults(text: str) -> tuple[Fault, ...]:
@@ -208,11 +209,18 @@ def _faults(text: str) -> tuple[Fault, ...]:
         name, _, value = entry.partition(":")
         if name not in KNOWN:
             raise ValueError(f"GLMPLAN_REHEARSE_FAULT={text} has no fault {name!r}; there are {', '.join(KNOWN)}")
-        rank, _, seconds = value.partition(":")
-        if name in TIMED:
-            found.append(Fault(name, None, float(value)))
-        elif name in ("wrong-answer", "no-answer"):
-            found.append(Fault(name))
-        else:
-            found.append(Fault(name, int(rank), float(seconds or 0)))
+        try:
+            found.append(_fault(name, value))
+        except ValueError:
+            form = f"{name}:SECONDS" if name in TIMED else f"{name}:RANK, or {name}:RANK:SECONDS"
+            raise ValueError(
+                f"GLMPLAN_REHEARSE_FAULT={text}: {entry!r} has no number where one is needed; write {form}"
+            ) from None
     return tuple(found)
+
+
+def _fault(name: str, value: str) -> Fault:
+    rank, _, seconds = value.partition(":")
+    if name in TIMED:
+        return Fault(name, None, float(value))
+    return Fault(name, int(rank), float(seconds or 0)) if name in RANKED else Fault(name)

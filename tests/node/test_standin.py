@@ -89,6 +89,15 @@ def test_an_unknown_fault_names_the_known_ones(monkeypatch: pytest.MonkeyPatch) 
         parse([])
 
 
+@pytest.mark.parametrize("fault", ["stall", "oom:x", "die-serving:3:soon", "slow-load", "slow-load:x"])
+def test_a_fault_without_its_number_says_how_it_is_written(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLMPLAN_REHEARSE_FAULT", fault)
+    with pytest.raises(
+        NodeError, match=f"{fault}: '{fault}' has no number where one is needed; write {fault.partition(':')[0]}:"
+    ):
+        parse([])
+
+
 @pytest.mark.parametrize(
     ("question", "answer"),
     [

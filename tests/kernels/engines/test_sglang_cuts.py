@@ -95,6 +95,15 @@ def test_a_stage_that_a_question_ended_is_told_in_words_that_the_proof_reads(cap
     ) == (pipeline.CANARY_ENDED)
 
 
+def test_after_its_time_a_run_stops_what_it_started_and_starts_nothing(tmp_path: Path):
+    setting = harness.Setting("0.5.23", tmp_path, tmp_path, {}, tmp_path, tmp_path, (0, 1))
+    run = pipeline.Run(setting, 0.0)
+    launched = run.glmplan("launch", "launch", "--hosts", "no.such.host")
+    assert (launched.code, launched.text, launched.holds) == (None, "no time was left", False)
+    stopped = run.glmplan("stop", "stop", "none", "--hosts", "local")
+    assert (stopped.code, "nothing to stop" in stopped.text) == (0, True), stopped.text
+
+
 @pytest.mark.parametrize(
     ("gpus", "hosts", "pin"),
     [
