@@ -82,6 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         if options.fault("no-answer"):
             say("", f"Rehearsal: this question gets no answer: {path}")
             threading.Event().wait()
+        if (slow := options.fault("slow-answer")) is not None:
+            time.sleep(slow.seconds)
         try:
             found = work(body, options)
         except (Refused, TypeError, ValueError, KeyError, AttributeError) as error:

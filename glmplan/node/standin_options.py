@@ -198,7 +198,7 @@ def _unquoted(text: str) -> str:
 
 
 RANKED = ("die-at-load", "die-serving", "stall", "oom")
-TIMED = ("slow-load",)
+TIMED = ("slow-load", "slow-answer")
 KNOWN = (*RANKED, "wrong-answer", "no-answer", *TIMED)
 
 

@@ -107,6 +107,18 @@ def test_a_link_that_comes_back_costs_nothing(controller: Controller):
     controller.run("stop").ok()
 
 
+def test_a_link_of_the_head_that_breaks_while_canaries_are_asked_costs_nothing(controller: Controller):
+    with controller.launching(GLMPLAN_REHEARSE_FAULT="slow-answer:0.5") as launch:
+        launch.says("canary fact")
+        controller.hosts.stop_sshd("h1", sessions=True)
+        time.sleep(2.0)
+        assert "canary arithmetic" not in launch.err
+        controller.hosts.start_sshd("h1")
+        assert launch.end() == 0, launch.err
+    assert "canary arithmetic" in launch.err
+    controller.run("stop").ok()
+
+
 def test_a_link_that_stays_down_ends_the_launch_and_stop_clears_the_host_later(controller: Controller):
     practice = {"GLMPLAN_REHEARSE_FAULT": "slow-load:90", "GLMPLAN_REHEARSE_PEER_S": "600"}  # no rank ends by itself
     with controller.launching("--lost-after", "4", **practice) as launch:
