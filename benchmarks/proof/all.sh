@@ -9,7 +9,7 @@
 #   speed      stock against port, one server a GPU, nothing beside it (SITE)
 #   pipeline   two nodes through launch, TP2 x PP2 with four GPUs, which needs all of them empty (SITE)
 # SITE, SITE_OLD, SITE_VLLM: folders of packages; what needs one that is not set is left out and said. SECONDS_EACH bounds each
-# script (default 400, its preparations counted; a minute more to write). Each script's results and its output, NAME.log, are
+# script (default 400, its preparations counted; 90 s more to stop and write). Each script's results and its output, NAME.log, are
 # in OUT/STEP.tar.gz, made anew twice a minute: one file a step, for places that give few files back. launch needs glmplan's own
 # dependencies in this Python. Nothing is left running; the exit code is 1 when a proof does not hold.
 set -uo pipefail
@@ -30,7 +30,7 @@ start() { # NAME SITE GPUS PORT MODULE ARGUMENTS...: in the background
   [ -z "$gpus" ] || environment+=(PROOF_GPUS="$gpus")
   mkdir -p "$results/$step"
   {
-    env "${environment[@]}" timeout -k 25 $((each + 60)) \
+    env "${environment[@]}" timeout -k 25 $((each + 90)) \
       "$python" -m "benchmarks.proof.$module" "$results/$step" "$@" > "$results/$step/$name.log" 2>&1
     local code=$?
     pack

@@ -163,9 +163,9 @@ def _memory_words(rank: RankProgress) -> str:
 def _left(deployment: Deployment, node: NodeView) -> str:
     found = node.eta(deployment.gpu_indexes[node.node_rank], time.monotonic())
     share = "" if found.share is None else f", {100 * found.share:.0f} % loaded"
-    seconds = found.remaining_s
-    left = "time left unknown, over the estimate" if seconds is None else f"about {minutes(seconds)} left"
-    return f"{share}, {left} (by {found.basis})"
+    if found.remaining_s is None:
+        return f"{share}, time left unknown ({found.basis})"
+    return f"{share}, about {minutes(found.remaining_s)} left (by {found.basis})"
 
 
 def _table(deployment: Deployment, snapshot: Snapshot, deadline_s: float) -> Table:
@@ -194,6 +194,6 @@ def _table(deployment: Deployment, snapshot: Snapshot, deadline_s: float) -> Tab
                 if deployment.rehearsal or rank.memory.weights_bytes is None
                 else format_bytes(rank.memory.weights_bytes),
                 "-" if node.log_age_s is None else minutes(node.log_age_s),
-                "" if place or left.remaining_s is None or node.progress.ready else minutes(left.remaining_s),
+                "" if place or node.progress.ready else "unknown" if left.remaining_s is None else minutes(left.remaining_s),
             )
     return table

@@ -23,7 +23,7 @@ SLOW_DISK_BYTES_PER_S = 100_000_000
 """Taken where nothing was measured: a network share over 1 Gbit/s, the slowest store one would load such a model from."""
 SPAWN_S = 30.0
 """Importing an engine from a warm cache and starting CUDA, on a slow core. Chosen."""
-JOIN_ESTIMATE_S = 10.0
+JOIN_ESTIMATE_S = 20.0
 """Setting up the process groups: 1 to 17 s on H200s (docs/proof, the launch records)."""
 JOIN_S = 300.0
 """Waiting for the other nodes: torch.distributed's store gives its clients 300 s to join."""
@@ -31,8 +31,8 @@ GRAPH_S = 2.0
 """One captured batch size with its warm-up runs; vLLM 0.33.0 says 5 to 20 s for all of them, SGLang "several minutes"."""
 COMPILE_S = 900.0
 """JIT kernels at a first start: about 340 s were reported for vLLM on RTX PRO 6000; slow CPUs get more than twice that."""
-WARMUP_ESTIMATE_S = 10.0
-"""The first request with compiled kernels: 1 to 8 s on H200s (docs/proof, the launch records). Chosen on the high side."""
+WARMUP_ESTIMATE_S = 15.0
+"""The first request: 1 to 13 s on H200s (docs/proof, the launch records)."""
 WARMUP_S = 600.0
 """The first request; SGLang itself gives it 600 s (0.5.23 srt/entrypoints/http_server.py:2498)."""
 SLACK = 3.0
@@ -148,8 +148,8 @@ def deadline(work: LoadWork) -> Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Eta:
-    """Time left on a node. `share` of the weights loaded, `basis` what it was read from; None is unknown, of `remaining_s`
-    because the part under way takes longer than its estimate."""
+    """Time left on a node. `share` of the weights loaded; `basis`: what `remaining_s` follows from. Where that is None, why
+    it is unknown: what is under way takes longer than estimated."""
 
     remaining_s: float | None
     share: float | None
@@ -173,29 +173,41 @@ def loaded_share(progress: NodeProgress, work: LoadWork, grown_bytes: Mapping[Ra
 
 def eta(progress: NodeProgress, work: LoadWork, grown_bytes: Mapping[Rank, int], now_s: float) -> Eta:
     """Seconds until the node is ready, from what is loaded and how fast that went, elsewhere from the estimates."""
-    parts = {part.part: part.estimate_s for part in deadline(work).parts}
     phase = progress.phase
-    elapsed = max(now_s - min((one.since_s for one in progress.ranks.values() if one.phase is phase), default=now_s), 0.0)
-
-    def counted(part_s: float, later_s: float, share: float | None, basis: str) -> Eta:
-        return Eta(part_s - elapsed + later_s if elapsed <= part_s else None, share, basis)
-
-    captured = parts["capture"] + parts["warm up"]
-    if phase is Phase.STARTING:
-        return counted(parts["spawn"] + parts["join"], parts["load"] + captured, 0.0, work.rate_words)
-    if phase is Phase.JOINING:
-        return counted(parts["join"], parts["load"] + captured, 0.0, work.rate_words)
-    if phase is Phase.LOADING:
-        share, basis = loaded_share(progress, work, grown_bytes)
-        if share is None or share < 0.01 or elapsed < 1.0:
-            return counted(parts["load"], captured, share, work.rate_words)
-        return Eta(elapsed / share * (1 - share) + captured, share, basis)
-    if phase is Phase.CAPTURED:
-        return counted(parts["warm up"], 0.0, 1.0, f"{WARMUP_ESTIMATE_S:g} s for the first request")
     if phase is Phase.READY:
         return Eta(0.0, 1.0, "log")
-    basis = f"{GRAPH_S:g} s for each of {work.graphs} CUDA graphs where no kernel is compiled"
-    return counted(parts["capture"], parts["warm up"], 1.0, basis)
+    share: float | None = 0.0 if phase < Phase.LOADING else 1.0
+    basis = work.rate_words if phase < Phase.LOADING else ""
+    since = [rank.since_s for rank in progress.ranks.values() if rank.phase is phase] or [now_s]
+    what, part_s, later_s = _under_way(phase, work)
+    if phase is Phase.LOADING:
+        read, basis = loaded_share(progress, work, grown_bytes)
+        elapsed = now_s - min(since)
+        if read is not None and read >= 1.0:
+            return Eta(None, read, "all is read, and the engine works on it")
+        if read is not None and read >= 0.01 and elapsed >= 1.0:
+            return Eta(elapsed / read * (1 - read) + later_s, read, basis)
+        share, basis = read, work.rate_words
+    elif Phase.LOADING < phase < Phase.CAPTURED:
+        since = [rank.loaded_s for rank in progress.ranks.values() if rank.loaded_s is not None] or since
+    elapsed = max(now_s - max(since), 0.0)
+    estimate = f"the {part_s:,.0f} s estimated {what}"
+    if elapsed > part_s:
+        return Eta(None, share, f"longer than {estimate}")
+    return Eta(part_s - elapsed + later_s, share, basis or estimate)
+
+
+def _under_way(phase: Phase, work: LoadWork) -> tuple[str, float, float]:
+    """What a node does in a phase, the seconds estimated for it, and those for what comes after."""
+    parts = {part.part: part.estimate_s for part in deadline(work).parts}
+    captured = parts["capture"] + parts["warm up"]
+    graphs = f"{work.graphs} CUDA graphs and " if work.graphs else ""
+    return {
+        Phase.STARTING: ("to start the engine", parts["spawn"] + parts["join"], parts["load"] + captured),
+        Phase.JOINING: ("to join the other ranks", parts["join"], parts["load"] + captured),
+        Phase.LOADING: ("to read the weights", parts["load"], captured),
+        Phase.CAPTURED: ("for a first request", parts["warm up"], 0.0),
+    }.get(phase, (f"for {graphs}a first request where no kernel is compiled", captured, 0.0))
 
 
 def quiet_limit_s(phase: Phase, work: LoadWork) -> float:

@@ -33,13 +33,15 @@ class LogLine:
 
 @dataclass(frozen=True, slots=True)
 class RankProgress:
-    """One rank so far. `since_s`: when its phase began; `heard_s`: its last line (None: it wrote none yet)."""
+    """One rank so far. `since_s`: when its phase began; `loaded_s`: when its weights were there; `heard_s`: its last line
+    (None: not yet)."""
 
     pp_rank: int
     tp_rank: int
     phase: Phase = Phase.STARTING
     since_s: float = 0.0
     heard_s: float | None = None
+    loaded_s: float | None = None
     shards_done: int | None = None
     shards_total: int | None = None
     memory: Memory = field(default_factory=Memory)
@@ -130,11 +132,12 @@ class NodeProgress:
             self.ranks[rank] = replace(self._advance(progress, phase, memory, now_s), heard_s=heard)
 
     def _advance(self, progress: RankProgress, phase: Phase | None, memory: Memory, now_s: float) -> RankProgress:
-        forward = phase is not None and phase > progress.phase
+        reached = progress.phase if phase is None else max(phase, progress.phase)
         return replace(
             progress,
-            phase=phase if forward and phase is not None else progress.phase,
-            since_s=now_s if forward else progress.since_s,
+            phase=reached,
+            since_s=now_s if reached > progress.phase else progress.since_s,
+            loaded_s=now_s if reached >= Phase.LOADED > progress.phase else progress.loaded_s,
             heard_s=now_s,
             memory=_add(progress.memory, memory, summed=_SUMMED if self.family == "sglang" else ()),
         )

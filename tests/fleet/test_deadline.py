@@ -87,7 +87,7 @@ def test_eta_follows_gpu_memory_where_no_file_is_printed_and_the_slowest_rank_co
 def test_eta_without_any_reading_falls_back_on_the_disk():
     found = eta(node(LOADING, 100.0), FAST, {}, 110.0)
     assert found.share is None
-    assert found.remaining_s == pytest.approx(125 - 10 + 20 + 10)
+    assert found.remaining_s == pytest.approx(125 - 10 + 20 + 15)
     assert "measured" in found.basis
 
 
@@ -110,7 +110,7 @@ CAPTURED = "[2026-11-22 02:13:00] Capture cuda graph end. Time elapsed: 2.81 s. 
         ("", Phase.STARTING, ("spawn", "join")),
         ("[2026-11-22 02:09:50] Init torch distributed begin.\n", Phase.JOINING, ("join",)),
         ("[2026-11-22 02:09:58] Load weight begin. avail mem=138.50 GB\n", Phase.LOADING, ("load",)),
-        (CAPTURING, Phase.CAPTURING, ("capture",)),
+        (CAPTURING, Phase.CAPTURING, ("capture", "warm up")),
         (CAPTURED, Phase.CAPTURED, ("warm up",)),
     ],
 )
@@ -124,6 +124,37 @@ def test_an_estimate_counts_down_and_is_given_up_once_it_is_used_up(log, phase, 
     allowed = sum(found.estimate_s for found in deadline(FAST).parts if found.part in parts)
     assert eta(one, FAST, {}, 100.0 + allowed).remaining_s is not None
     assert eta(one, FAST, {}, 100.5 + allowed).remaining_s is None
+
+
+def test_the_last_rank_starts_the_clock_of_a_part():
+    one = node(ranks=[(0, 0), (0, 1)])
+    one.feed("[2026-11-22 02:10:00 TP0] Memory pool end. avail mem=70.40 GB\n", 10.0)
+    one.feed("[2026-11-22 02:11:40 TP1] Memory pool end. avail mem=70.40 GB\n", 110.0)
+    assert one.phase is Phase.ALLOCATED
+    estimate = sum(part.estimate_s for part in deadline(FAST).parts if part.part in ("capture", "warm up"))
+    assert eta(one, FAST, {}, 110.0).remaining_s == pytest.approx(estimate)
+
+
+def test_the_phases_after_loading_share_one_estimate():
+    one = node("[2026-11-22 02:10:00] Memory pool end. avail mem=70.40 GB\n", 10.0, ranks=[(0, 0)])
+    before = eta(one, FAST, {}, 15.0).remaining_s
+    one.feed("[2026-11-22 02:10:05] Capture cuda graph begin.\n", 15.0)
+    assert one.phase is Phase.CAPTURING
+    assert eta(one, FAST, {}, 15.0).remaining_s == before
+
+
+def test_weights_that_are_read_and_still_worked_on_have_no_time_left():
+    one = node("[2026-11-22 02:09:58] Load weight begin. avail mem=138.50 GB\n", 0.0, ranks=[(0, 0)])
+    one.feed("Loading safetensors checkpoint shards: 100% Completed | 100/100 [00:30<00:00]\r\n", 30.0)
+    found = eta(one, FAST, {}, 60.0)
+    assert (found.remaining_s, found.share) == (None, 1.0)
+
+
+def test_without_graphs_the_first_request_is_waited_for():
+    one = node("[2026-11-22 02:10:00] Memory pool end. avail mem=70.40 GB\n", 0.0, ranks=[(0, 0)])
+    found = eta(one, replace(FAST, graphs=0), {}, 5.0)
+    assert found.remaining_s == pytest.approx(10.0)
+    assert found.basis == "the 15 s estimated for a first request where no kernel is compiled"
 
 
 def test_silence_is_allowed_by_phase():

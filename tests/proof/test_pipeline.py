@@ -1,0 +1,136 @@
+"""Proof (d): which nodes, which forced cuts, who is said to have noticed, and that nothing is left when the time is over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks.proof import harness, pipeline
+from tests.fleet.failure_lines import COMMON
+
+RECORD = Path(__file__).resolve().parents[2] / "docs/proof/launch-cuts.json"
+
+
+def test_a_launch_that_was_ready_did_not_fail_at_its_start():
+    legal = pipeline.texts(RECORD)["0.5.13, legal cut: launch"]
+    assert pipeline.caught_by(0, legal) is None
+    assert pipeline.caught_by(6, legal) is None
+
+
+def ready_and(message: str) -> str:
+    return f"[  39.3 s] local#2-3 PP1 TP0-1: ready (weights 604 MiB)\nglmplan: {message}\n"
+
+
+def test_who_is_said_to_have_stopped_a_launch():
+    """In the words that launch's own parts print."""
+    from glmplan.fleet.canary import AN_ANSWER, CanaryResult
+    from glmplan.fleet.diagnosis import NodeEvidence, diagnose
+    from glmplan.fleet.launch import AnswersWrong
+    from glmplan.fleet.log_lines import Phase
+    from glmplan.fleet.phases import LogLine
+
+    sentence = COMMON["kernel-port-failed"][1]
+    refused = NodeEvidence(1, "h2", (LogLine(sentence, None, Phase.JOINING, 0.0),), exit_status=1)
+    assert pipeline.caught_by(6, f"glmplan: {diagnose([refused], 'sglang').cause}") == pipeline.PLUGIN
+    wrong = CanaryResult(name="reference", status="fail", expected="the recorded tokens of 8", got="token 9 instead of 7")
+    assert pipeline.caught_by(7, ready_and(AnswersWrong((wrong,), ()).message)) == pipeline.CANARY_WRONG
+    silent = wrong.model_copy(update={"expected": AN_ANSWER, "got": "does not answer"})
+    assert pipeline.caught_by(7, ready_and(AnswersWrong((silent,), ()).message)) is None
+
+
+UNSENT = """\
+[2026-11-21 23:06:05 PP1] Scheduler hit an exception: Traceback (most recent call last):
+  File "sglang/srt/managers/scheduler.py", line 4062, in run_scheduler_process
+    scheduler.run_event_loop()
+  File "sglang/srt/layers/attention/dsa_backend.py", line 1867, in _forward_flashmla_kv
+    indices = page_table_1.unsqueeze(1)
+AttributeError: 'NoneType' object has no attribute 'unsqueeze'
+
+[2026-11-21 23:06:05] SIGQUIT received. signum=None, frame=None. It usually means one child failed."""
+PEER = "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.2]:1"
+
+
+def test_a_stage_that_a_question_ended_is_told_in_words_that_the_proof_reads(capsys: pytest.CaptureFixture[str]):
+    from glmplan.cli import _telling
+    from glmplan.fleet.diagnosis import NodeEvidence, diagnose
+    from glmplan.fleet.log_lines import Phase
+    from glmplan.fleet.phases import LogLine
+
+    def node(rank: int, text: str) -> NodeEvidence:
+        lines = (LogLine(line, (rank, 0), Phase.READY, 0.0) for line in text.splitlines())
+        return NodeEvidence(rank, f"local#{rank}", tuple(lines), exit_status=-9, was_ready=True)
+
+    failed: Any = SimpleNamespace(diagnosis=diagnose([node(0, PEER), node(1, UNSENT)], "sglang"), stops=())
+    _telling.tell_failure(failed)
+    said = capsys.readouterr().err
+    assert "local#1, PP1 TP0, while serving:" in said
+    assert pipeline.caught_by(
+        6, f"{said}{ready_and('The reference canary got no answer. The worker on local#1 ended.')}"
+    ) == (pipeline.CANARY_ENDED)
+
+
+def test_after_its_time_a_run_stops_what_it_started_and_starts_nothing(tmp_path: Path):
+    setting = harness.Setting("0.5.23", tmp_path, tmp_path, {}, tmp_path, tmp_path, (0, 1))
+    run = pipeline.Run(setting, 0.0)
+    launched = run.glmplan("launch", "launch", "--hosts", "no.such.host")
+    assert (launched.code, launched.text, launched.holds) == (None, "no time was left", False)
+    stopped = run.glmplan("stop", "stop", "none", "--hosts", "local")
+    assert (stopped.code, "nothing to stop" in stopped.text) == (0, True), stopped.text
+
+
+@pytest.mark.parametrize(
+    ("gpus", "hosts", "pin"),
+    [
+        ((0, 1, 2, 3), "local#0-1,local#2-3", "tp=2,pp=2,nodes=2,stages=2/5"),
+        ((0, 1), "local#0,local#1", "tp=1,pp=2,nodes=2,stages=2/5"),
+        ((2, 5, 7), "local#2,local#5", "tp=1,pp=2,nodes=2,stages=2/5"),
+    ],
+)
+def test_two_nodes_have_half_of_the_gpus_each(gpus: tuple[int, ...], hosts: str, pin: str):
+    nodes = pipeline.TwoNodes(gpus)
+    assert nodes.hosts == ("--hosts", hosts)
+    assert nodes.pin("2/5") == ("--pin", pin)
+    with pytest.raises(SystemExit, match="need two GPUs and 1 is visible"):
+        pipeline.TwoNodes((3,))
+    with pytest.raises(SystemExit, match="Name neighbouring GPUs"):
+        pipeline.TwoNodes((0, 2, 5, 7))
+
+
+def test_the_forced_cuts_are_the_planner_s_refused_one_and_hold_only_when_the_named_one_caught_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(pipeline.Run, "glmplan", lambda run, name, *words, **wanted: run.steps.append((name, words, wanted)))
+    setting = harness.Setting("0.5.13.post1", tmp_path, tmp_path, {"spoken": tmp_path}, tmp_path, tmp_path, (0, 1, 2, 3))
+    run = pipeline.Run(setting, 0.0)
+    pipeline.cuts(run, ())
+    steps: list[Any] = list(run.steps)
+    failing = {name: wanted for name, _, wanted in steps if wanted}
+    assert [(wanted["wanted"], wanted["catcher"]) for wanted in failing.values()] == [
+        ((2,), pipeline.PLANNER),
+        ((6,), pipeline.PLUGIN),
+        ((6,), pipeline.CANARY_ENDED),
+        ((7,), pipeline.CANARY_WRONG),
+    ]
+    launches = [words for _, words, _ in steps if words[0] == "launch"]
+    stopped = [words[1] for _, words, _ in steps if words[0] == "stop"]
+    assert stopped == [words[words.index("--name") + 1] for words in launches]
+    assert [pipeline.FORCED[1] in words for words in launches] == [False, False, True, True, True]
+    assert [words[len(words) - 1 - words[::-1].index("--kernel-port") + 1] for words in launches] == [
+        "force", "force", "force", "off", "force",
+    ]  # fmt: skip
+    step = pipeline.Step("untried", [], (6,), pipeline.CANARY_ENDED, 6)
+    step.text = ready_and("The reference canary got no answer. The worker on local#2-3 ended.")
+    assert not step.holds, "which stage failed is not said"
+    own = step.text
+    step.text = f"local#2-3, PP1 TP0-1, while serving:\n  | AttributeError: 'NoneType' object has no attribute 'x'\n{own}"
+    assert step.holds
+    for another in (("PP1", "PP0"), ("NoneType", "flash_ops")):
+        step.text = step.text.replace(*another)
+        assert step.caught_by == "nobody known", "another failure came first"
+        step.text = step.text.replace(*reversed(another))
+    step.text = "The worker on local#2-3 ended."
+    assert not step.holds
+    assert step.caught_by == pipeline.ENGINE_START
