@@ -112,10 +112,10 @@ def test_a_link_of_the_head_that_breaks_while_canaries_are_asked_costs_nothing(c
         launch.says("canary fact")
         controller.hosts.stop_sshd("h1", sessions=True)
         time.sleep(2.0)
-        assert "canary arithmetic" not in launch.err
+        assert "canary repeat" not in launch.err
         controller.hosts.start_sshd("h1")
         assert launch.end() == 0, launch.err
-    assert "canary arithmetic" in launch.err
+    assert "canary repeat" in launch.err
     controller.run("stop").ok()
 
 
