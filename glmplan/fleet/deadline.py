@@ -176,25 +176,27 @@ def eta(progress: NodeProgress, work: LoadWork, grown_bytes: Mapping[Rank, int],
     phase = progress.phase
     if phase is Phase.READY:
         return Eta(0.0, 1.0, "log")
-    share: float | None = 0.0 if phase < Phase.LOADING else 1.0
-    basis = work.rate_words if phase < Phase.LOADING else ""
-    since = [rank.since_s for rank in progress.ranks.values() if rank.phase is phase] or [now_s]
+    loading = phase is Phase.LOADING
+    share, basis = loaded_share(progress, work, grown_bytes) if loading else (float(phase > Phase.LOADING), "")
+    since = _began(progress, now_s)
     what, part_s, later_s = _under_way(phase, work)
-    if phase is Phase.LOADING:
-        read, basis = loaded_share(progress, work, grown_bytes)
-        elapsed = now_s - min(since)
-        if read is not None and read >= 1.0:
-            return Eta(None, read, "all is read, and the engine works on it")
-        if read is not None and read >= 0.01 and elapsed >= 1.0:
-            return Eta(elapsed / read * (1 - read) + later_s, read, basis)
-        share, basis = read, work.rate_words
-    elif Phase.LOADING < phase < Phase.CAPTURED:
-        since = [rank.loaded_s for rank in progress.ranks.values() if rank.loaded_s is not None] or since
+    if loading and share is not None and share >= 1.0:
+        return Eta(None, share, "all is read, and the engine works on it")
+    if loading and share is not None and share >= 0.01 and now_s - min(since) >= 1.0:
+        return Eta((now_s - min(since)) / share * (1 - share) + later_s, share, basis)
     elapsed = max(now_s - max(since), 0.0)
     estimate = f"the {part_s:,.0f} s estimated {what}"
     if elapsed > part_s:
         return Eta(None, share, f"longer than {estimate}")
-    return Eta(part_s - elapsed + later_s, share, basis or estimate)
+    return Eta(part_s - elapsed + later_s, share, work.rate_words if phase <= Phase.LOADING else estimate)
+
+
+def _began(progress: NodeProgress, now_s: float) -> list[float]:
+    """When ranks began what the node does now: those in the slowest phase. From the weights to the captured graphs, which
+    have one estimate, all of them."""
+    if Phase.LOADING < progress.phase < Phase.CAPTURED:
+        return [rank.loaded_s for rank in progress.ranks.values() if rank.loaded_s is not None]
+    return [rank.since_s for rank in progress.ranks.values() if rank.phase is progress.phase] or [now_s]
 
 
 def _under_way(phase: Phase, work: LoadWork) -> tuple[str, float, float]:

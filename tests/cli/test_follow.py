@@ -10,8 +10,7 @@ from glmplan.cli._follow import _left
 from glmplan.fleet.deadline import LoadWork, Pulse
 from glmplan.fleet.follow import NodeView
 from glmplan.fleet.phases import NodeProgress
-
-CAPTURING = "[2026-11-22 02:10:00] Memory pool end. avail mem=70.40 GB\n[2026-11-22 02:10:00] Capture cuda graph begin.\n"
+from tests.fleet.engine_logs import CAPTURING
 
 
 def left(seconds_ago: float) -> str:

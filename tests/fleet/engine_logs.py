@@ -59,3 +59,6 @@ Capturing CUDA graphs (decode, FULL):  50%|#####     | 4/8 [00:02<00:02,  2.0it/
 (EngineCore pid=20) INFO 11-21 10:02:53 [core.py:413] init engine (profile, create kv cache, warmup model) took 31.00 s
 INFO:     Application startup complete.
 """
+
+CAPTURING = "[2026-11-22 02:10:00] Memory pool end. avail mem=70.40 GB\n[2026-11-22 02:10:00] Capture cuda graph begin.\n"
+"""Of one rank, up to its graphs."""

@@ -13,6 +13,7 @@ from glmplan.fleet.log_lines import Phase
 from glmplan.fleet.phases import NodeProgress
 from glmplan.units import GIB
 from tests import samples
+from tests.fleet.engine_logs import CAPTURING
 
 FAST = LoadWork(bytes_to_read=750_000_000_000, disk_bytes_per_s=6_000_000_000, graphs=10, nodes=3)
 
@@ -100,7 +101,6 @@ def test_eta_counts_down_over_the_phases_to_nothing():
     assert before > after > eta(one, FAST, {}, 3.0).remaining_s == 0.0
 
 
-CAPTURING = "[2026-11-22 02:10:00] Memory pool end. avail mem=70.40 GB\n[2026-11-22 02:10:00] Capture cuda graph begin.\n"
 CAPTURED = "[2026-11-22 02:13:00] Capture cuda graph end. Time elapsed: 2.81 s. mem usage=0.09 GB. avail mem=77.11 GB.\n"
 
 
