@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Every proof, side by side where they do not disturb each other:  bash benchmarks/proof/all.sh OUT [STEP ...]
-# on a machine with four GPUs, or with fewer, where less runs side by side; cuts and pipeline need two.
+# on a machine with four GPUs, or with fewer, where less runs side by side; cuts, pipeline and shared need two.
 # Steps, in this order unless named:
 #   together   agreement and drafts (SITE); with four GPUs raw rows (SITE) and a first look at vLLM (SITE_VLLM), too
 #   apart      the older engine's agreement (SITE_OLD); with four GPUs what `tables` has, too, with fewer the raw rows (SITE)
 #   tables     tables on GPU 0 (SITE), vLLM's agreement on the last GPU (SITE_VLLM); with four GPUs a part of `apart`
 #   cuts       the older engine's pipeline cuts through launch, which needs all GPUs empty (SITE_OLD)
 #   speed      stock against port, one server a GPU, nothing beside it (SITE)
-#   pipeline   two nodes through launch, TP2 x PP2 with four GPUs, which needs all of them empty (SITE)
+#   pipeline   layouts through launch, TP2 x PP2 with four GPUs, TP1 x PP2 and TP2 with two, which needs all of them empty (SITE)
+#   shared     TP2 x PP2 through launch on two GPUs, two ranks on each; with four GPUs `pipeline` has it (SITE)
 # SITE, SITE_OLD, SITE_VLLM: folders of packages; what needs one that is not set is left out and said. SECONDS_EACH bounds each
 # script (default 400, its preparations counted; 90 s more to stop and write). Each script's results and its output, NAME.log, are
 # in OUT/STEP.tar.gz, made anew twice a minute: one file a step, for places that give few files back. launch needs glmplan's own
@@ -19,7 +20,7 @@ export PYTHONUNBUFFERED=1
 each=${SECONDS_EACH:-400} python=${PYTHON:-python3} failed=0 running=()
 results=$(mktemp -d)
 gpus=$(nvidia-smi -L | grep -c '^GPU ')
-if [ "$gpus" = 0 ]; then echo "nvidia-smi lists no GPU; the proofs need one, cuts and pipeline two."; exit 2; fi
+if [ "$gpus" = 0 ]; then echo "nvidia-smi lists no GPU; the proofs need one, cuts, pipeline and shared two."; exit 2; fi
 last=$((gpus - 1)) wide=$((gpus >= 4)) per=$((gpus >= 4 ? 4 : 7))
 
 start() { # NAME SITE GPUS PORT MODULE ARGUMENTS...: in the background
@@ -77,13 +78,15 @@ raw() { start raw "${SITE:-}" "" 15000 agreement --kv raw --per-gpu 4 --seconds 
 
 if [ $# -eq 0 ]; then
   set -- together apart cuts speed pipeline
-  [ $wide = 1 ] || set -- together apart tables cuts speed pipeline
+  [ $wide = 1 ] || set -- together apart tables cuts speed pipeline shared
 fi
 for step in "$@"; do
-  if [ "$gpus" = 1 ] && { [ "$step" = cuts ] || [ "$step" = pipeline ]; }; then
-    echo "$step: left out, it needs two GPUs"
-    continue
-  fi
+  case $step in cuts | pipeline | shared)
+    if [ "$gpus" = 1 ]; then
+      echo "$step: left out, it needs two GPUs"
+      continue
+    fi ;;
+  esac
   case $step in
     together)
       start agreement "${SITE:-}" "" 10000 agreement --kv fp8 bf16 --per-gpu $per --seconds "$each"
@@ -100,7 +103,8 @@ for step in "$@"; do
     cuts) start cuts "${SITE_OLD:-}" "" 10000 pipeline --part cuts --seconds "$each" ;;
     speed) start speed "${SITE:-}" "" 26000 speed --seconds "$each" ;;
     pipeline) start pipeline "${SITE:-}" "" 10000 pipeline --seconds "$each" ;;
-    *) echo "$step is no step: together, apart, tables, cuts, speed, pipeline"; exit 2 ;;
+    shared) start shared "${SITE:-}" "" 10000 pipeline --part shared --seconds "$each" ;;
+    *) echo "$step is no step: together, apart, tables, cuts, speed, pipeline, shared"; exit 2 ;;
   esac
   finish
 done

@@ -277,6 +277,12 @@ def install_beside(folder: Path, engine: Engine = SGLANG) -> Path:
         for group, points in groups.items()
     ]
     distribution(folder, project["name"], project["version"], "\n".join(lines))
+    return control_beside(folder, engine)
+
+
+def control_beside(folder: Path, engine: Engine = SGLANG) -> Path:
+    """The proof's own plugin alone; PROOF_SABOTAGE=1 makes it the control."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "proof_sabotage.py").write_text(engine.plugin)
     distribution(folder, "proof_sabotage", "1", f"[{engine.group}]\nproof_sabotage = proof_sabotage:register\n")
     return folder
@@ -284,7 +290,7 @@ def install_beside(folder: Path, engine: Engine = SGLANG) -> Path:
 
 def distribution(folder: Path, name: str, version: str, entry_points: str) -> None:
     metadata = folder / f"{name}-{version}.dist-info"
-    metadata.mkdir(parents=True)
+    metadata.mkdir(parents=True, exist_ok=True)
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     (metadata / "entry_points.txt").write_text(entry_points)
 

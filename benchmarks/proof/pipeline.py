@@ -1,10 +1,18 @@
 """Proof (d): does `glmplan launch` start the real engine, on one GPU and as TP2 x PP2 on two nodes, and do they agree?
 
-`SITE=~/site python -m benchmarks.proof.pipeline OUT [--seconds 500] [--part cuts]`, on four GPUs, or on two as TP1 x PP2;
-the part `cuts` takes a site of SGLang 0.5.13.post1. The nodes are `local#0-1` and `local#2-3` (`local#0` and `local#1`): two
-loopback addresses of this machine, each with a node program, a state folder and a worker of its own. The checkpoint is the
-small one of the other proofs, with a tokenizer. Its text means nothing, so answers are judged by the `reference` canary:
-greedy tokens and log-probabilities that the one-GPU launch gave. For an engine that does not relay top-k between stages, a
+`SITE=~/site python -m benchmarks.proof.pipeline OUT [--seconds 500] [--part shared|cuts]`, on four GPUs, or on two as
+TP1 x PP2 and as TP2 on one node; the part `cuts` takes a site of SGLang 0.5.13.post1. The nodes are `local#0-1` and
+`local#2-3` (`local#0` and `local#1`): two loopback addresses of this machine, each with a node program, a state folder and a
+worker of its own. The checkpoint is the small one of the other proofs, with a tokenizer. Its text means nothing, so answers
+are judged by the `reference` canary: greedy tokens and log-probabilities that the one-GPU launch gave. A control, the last
+layout with attention that loses slots, must be found wrong by the same limits.
+
+The part `shared` runs TP2 x PP2 on two GPUs: four ranks, two on each GPU. To everything of glmplan the machine then has four
+GPUs: `shared/pynvml.py` tells each GPU twice, with the processes that are its own, and the engine's Python is a script that
+makes GPUs 1 and 0 of the told 2 and 3. In that order no two ranks that talk to each other are on one GPU, which NCCL would
+refuse. The ranks, their shapes, kernels, groups and transfers are those of four GPUs; speed is not.
+
+For an engine that does not relay top-k between stages, a
 cut on a layer without an indexer is refused by the planner; forced past it by an environment variable, it must not end in a
 healthy launch. Every launch that has to fail says who is to notice (`caught_by` tells it from what launch printed), and it
 holds only when that one did.
@@ -23,6 +31,7 @@ without: the first batch of any kind raises on the first layer. So the cut is fo
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -59,6 +68,9 @@ UNTRIED = (
     "--kernel-port", "off", "--engine-arg=--disable-cuda-graph", "--engine-arg=--skip-server-warmup",
     *(word for setting in AS_STOCK for word in ("--engine-env", setting)),
 )  # fmt: skip
+CONTROL = ("--engine-env", "PROOF_SABOTAGE=1")
+SHARED = Path(__file__).parent / "shared"
+SHARED_GPUS = (0, 1, 2, 3)
 RECOMPUTED = ("--engine-arg=--json-model-override-args", "--engine-arg", '{"index_topk_pattern": "FFFFSSF"}')
 """The checkpoint's own pattern is FFFSSSF: layers 3 to 5 share the top-k of layer 2."""
 
@@ -120,6 +132,7 @@ class Run:
     setting: harness.Setting
     deadline: float
     steps: list[Step] = field(default_factory=list)
+    shared: bool = False
 
     def glmplan(self, name: str, *words: str, wanted: tuple[int, ...] = (0,), catcher: str | None = None) -> Step:
         step = Step(name, list(words), wanted, catcher)
@@ -133,6 +146,8 @@ class Run:
             print(f"{name}: {step.text}", flush=True)
             return step
         state = {"XDG_STATE_HOME": str(self.setting.work / "state"), "COLUMNS": "140", "PYTHONUNBUFFERED": "1"}
+        if self.shared:
+            state["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SHARED), os.environ.get("PYTHONPATH")]))
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "glmplan", *words], cwd=harness.ROOT, env={**os.environ, **state}, check=False,
@@ -148,13 +163,25 @@ class Run:
         return step
 
 
-def planned(model: Path, site: Path, *words: str) -> list[str]:
-    """What all launches share; whether this machine suits them is not the subject, so the doctor is left out."""
+def planned(run: Run, *words: str, beside: Sequence[Path] = ()) -> list[str]:
+    """What all launches share; whether this machine suits them is not the subject, so the doctor is left out. `beside`:
+    folders of packages that the engine gets, too."""
+    folders = os.pathsep.join(map(str, (run.setting.site, *beside)))
+    python, fraction = (str(engine_python(run.setting.work)), "0.25") if run.shared else (sys.executable, "0.5")
     return [
-        "--model-path", str(model), "--context", "65536", "--mem-fraction", "0.5", "--graph-max-bs", "16",
-        "--kernel-port", "force", "--engine-python", sys.executable, "--engine-env", f"PYTHONPATH={site}",
+        "--model-path", str(run.setting.models["spoken"]), "--context", "65536", "--mem-fraction", fraction,
+        "--graph-max-bs", "16", "--kernel-port", "force", "--engine-python", python, "--engine-env", f"PYTHONPATH={folders}",
         "--skip-doctor", "--yes", "--deadline", "400", *ENGINE, *WEIGHTS, *words,
     ]  # fmt: skip
+
+
+def engine_python(folder: Path) -> Path:
+    """This Python as the engine's where GPUs are told twice: 2 and 3 are 1 and 0, as `shared/pynvml.py` says."""
+    script = folder / "engine-python"
+    swap = 'case "$CUDA_VISIBLE_DEVICES" in 2,3) export CUDA_VISIBLE_DEVICES=1,0 ;; esac'
+    script.write_text(f'#!/bin/sh\n{swap}\nexec {shlex.quote(sys.executable)} "$@"\n')
+    script.chmod(0o755)
+    return script
 
 
 @dataclass(frozen=True)
@@ -188,41 +215,55 @@ class TwoNodes:
         ranges = (f"{of[0]}" if self.tp == 1 else f"{of[0]}-{of[-1]}" for of in self._halves)
         return ("--hosts", ",".join(f"local#{numbers}" for numbers in ranges))
 
+    @property
+    def layouts(self) -> list[tuple[str, tuple[str, ...]]]:
+        """What is compared with one GPU, by name; a node's GPUs are one where there are two, so then TP by itself, too."""
+        found = [("two nodes", (*self.hosts, *self.pin()))]
+        if self.tp == 1 and self.gpus[1] == self.gpus[0] + 1:
+            pair = f"local#{self.gpus[0]}-{self.gpus[1]}"
+            found.append(("one node", ("--hosts", pair, "--pin", "tp=2,pp=1,nodes=1")))
+        return found
+
     def pin(self, stages: str = "") -> tuple[str, str]:
         return ("--pin", f"tp={self.tp},pp=2,nodes=2" + (f",stages={stages}" if stages else ""))
 
 
+def recorded(run: Run, name: str, out: Path, nodes: TwoNodes, common: Sequence[str], said: str) -> None:
+    """One GPU's answers, in `out`."""
+    run.glmplan(f"{said}: launch", "launch", *nodes.one, "--name", name, "--no-canary", *common)
+    run.glmplan(f"{said}: record", "verify", "--url", "http://127.0.0.1:30000", "--record", str(out), "--force", *LOOSE)
+    run.glmplan(f"{said}: stop", "stop", name)
+
+
 def pipeline(run: Run, silent: tuple[str, ...]) -> None:
-    """One GPU as the reference, then two nodes against it."""
-    nodes = TwoNodes(run.setting.gpus)
-    model, site, out = run.setting.models["spoken"], run.setting.site, run.setting.work / "answers.json"
-    common = planned(model, site, *silent)
-    run.glmplan("one GPU: launch", "launch", *nodes.one, "--name", "one", "--no-canary", *common)
-    run.glmplan("one GPU: record", "verify", "--url", "http://127.0.0.1:30000", "--record", str(out), "--force", *LOOSE)
-    run.glmplan("one GPU: stop", "stop", "one")
-    run.glmplan(
-        "two nodes: launch", "launch", *nodes.hosts, *nodes.pin(), "--name", "two", "--canary-reference", str(out),
-        "--canaries", "reference", *common,
-    )  # fmt: skip
-    run.glmplan("two nodes: status", "status", "two")
-    run.glmplan("two nodes: stop", "stop", "two", "--forget")
+    """One GPU as the reference, then each layout against it, then the control."""
+    nodes, out = TwoNodes(run.setting.gpus), run.setting.work / "answers.json"
+    common = planned(run, *silent)
+    judged = ("--canary-reference", str(out), "--canaries", "reference")
+    recorded(run, "one", out, nodes, common, "one GPU")
+    for said, layout in nodes.layouts:
+        name = said.replace(" ", "-")
+        run.glmplan(f"{said}: launch", "launch", *layout, "--name", name, *judged, *common)
+        run.glmplan(f"{said}: status", "status", name)
+        run.glmplan(f"{said}: stop", "stop", name, "--forget")
+    said, layout = nodes.layouts[-1]
+    control = planned(run, *silent, *CONTROL, beside=[harness.control_beside(run.setting.work / "control")])
+    words = ("launch", *layout, "--name", "control", *judged, *control)
+    run.glmplan(f"{said}, control: launch", *words, wanted=(7,), catcher=CANARY_WRONG)
+    run.glmplan(f"{said}, control: stop", "stop", "control")
 
 
 def cuts(run: Run, silent: tuple[str, ...]) -> None:
     """The engine without a relay: refused, allowed, forced."""
-    model, site, out = run.setting.models["spoken"], run.setting.site, run.setting.work / "answers-0.5.13.json"
+    model, out = run.setting.models["spoken"], run.setting.work / "answers-0.5.13.json"
     own = ("--engine", "sglang-0.5.13.post1")
-    common = planned(model, site, *own, *silent)
+    common = planned(run, *own, *silent)
     nodes = TwoNodes(run.setting.gpus)
     run.glmplan(
         "cut on a shared layer: size", "size", "--gpus", f"{2 * nodes.tp}x h200", "--nodes", "2", "--model-path", str(model),
         *nodes.pin("3/4"), *own, "--kernel-port", "force", wanted=(2,), catcher=PLANNER,
     )  # fmt: skip
-    run.glmplan("0.5.13, one GPU: launch", "launch", *nodes.one, "--name", "old", "--no-canary", *common)
-    run.glmplan(
-        "0.5.13, one GPU: record", "verify", "--url", "http://127.0.0.1:30000", "--record", str(out), "--force", *LOOSE
-    )
-    run.glmplan("0.5.13, one GPU: stop", "stop", "old")
+    recorded(run, "old", out, nodes, common, "0.5.13, one GPU")
     judged = ("--canary-reference", str(out), "--canaries", "reference", *nodes.pin("2/5"))
     run.glmplan("0.5.13, legal cut: launch", "launch", *nodes.hosts, "--name", "legal", *judged, *common)
     run.glmplan("0.5.13, legal cut: stop", "stop", "legal")
@@ -242,6 +283,15 @@ def cuts(run: Run, silent: tuple[str, ...]) -> None:
 def memory_left() -> list[str]:
     asked = ["nvidia-smi", "--query-gpu=index,memory.used", "--format=csv,noheader,nounits"]
     return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split("\n")
+
+
+def memory_after(before: list[str], wait_s: float = 15.0) -> list[str]:
+    """As `memory_left`, once it is as before, or after `wait_s`: the driver may keep a few MiB of the last process for a
+    moment."""
+    ends = time.monotonic() + wait_s
+    while (found := memory_left()) != before and time.monotonic() < ends:
+        time.sleep(0.5)
+    return found
 
 
 HEADING = re.compile(
@@ -301,18 +351,19 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=500.0)
     parser.add_argument("--skip-tokenizer", action="store_true", help="start the engine without its tokenizer")
-    parser.add_argument("--part", choices=["pipeline", "cuts"], default="pipeline")
+    parser.add_argument("--part", choices=["pipeline", "shared", "cuts"], default="pipeline")
     asked = parser.parse_args()
     setting = harness.prepare(TOKENIZED)
-    run = Run(setting, setting.begun + asked.seconds)
+    run = Run(setting, setting.begun + asked.seconds, shared=asked.part == "shared")
+    if run.shared:
+        if setting.gpus != SHARED_GPUS[:2]:
+            raise SystemExit(f"The part `shared` needs GPUs 0 and 1 and no others, and {setting.gpus} are visible.")
+        run.setting = dataclasses.replace(setting, gpus=SHARED_GPUS)
     silent = SILENT if asked.skip_tokenizer else ()
     before = memory_left()
-    if asked.part == "pipeline":
-        pipeline(run, silent)
-    else:
-        cuts(run, silent)
+    (cuts if asked.part == "cuts" else pipeline)(run, silent)
     time.sleep(1.0)
-    return 0 if write(asked.out, f"launch-{asked.part}", run, before, memory_left()) else 1
+    return 0 if write(asked.out, f"launch-{asked.part}", run, before, memory_after(before)) else 1
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -97,6 +98,58 @@ def test_two_nodes_have_half_of_the_gpus_each(gpus: tuple[int, ...], hosts: str,
         pipeline.TwoNodes((3,))
     with pytest.raises(SystemExit, match="Name neighbouring GPUs"):
         pipeline.TwoNodes((0, 2, 5, 7))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "shared", "layouts"),
+    [
+        ((0, 1, 2, 3), False, ["tp=2,pp=2,nodes=2"]),
+        ((0, 1), False, ["tp=1,pp=2,nodes=2", "tp=2,pp=1,nodes=1"]),
+        ((0, 1, 2, 3), True, ["tp=2,pp=2,nodes=2"]),
+    ],
+)
+def test_every_layout_is_compared_with_one_gpu_and_the_last_one_also_with_wrong_attention(
+    gpus: tuple[int, ...], shared: bool, layouts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(pipeline.Run, "glmplan", lambda run, name, *words, **wanted: run.steps.append((name, words, wanted)))
+    setting = harness.Setting("0.5.23", tmp_path / "site", tmp_path, {"spoken": tmp_path}, tmp_path, tmp_path, gpus)
+    run = pipeline.Run(setting, 0.0, shared=shared)
+    pipeline.pipeline(run, ())
+    steps: list[Any] = list(run.steps)
+
+    def after(words: tuple[str, ...], option: str) -> list[str]:
+        return [words[place + 1] for place, word in enumerate(words) if word == option]
+
+    (record,) = [words for _, words, _ in steps if words[0] == "verify"]
+    launches = [(words, wanted) for _, words, wanted in steps if words[0] == "launch"]
+    assert [words[1] for _, words, _ in steps if words[0] == "stop"] == [after(words, "--name")[0] for words, _ in launches]
+    assert [after(words, "--pin") for words, _ in launches] == [[], *([pin] for pin in layouts), [layouts[-1]]]
+    assert [wanted.get("catcher") for _, wanted in launches] == [None, *(None for _ in layouts), pipeline.CANARY_WRONG]
+    for words, _ in launches[1:]:
+        assert after(words, "--canary-reference") == after(record, "--record")
+    assert ["PROOF_SABOTAGE=1" in words for words, _ in launches] == [False, *(False for _ in layouts), True]
+    folders = [after(words, "--engine-env")[0] for words, _ in launches]
+    assert set(folders[:-1]) == {f"PYTHONPATH={tmp_path / 'site'}"}
+    assert folders[-1] == f"PYTHONPATH={tmp_path / 'site'}:{tmp_path / 'control'}"
+    assert (tmp_path / "control/proof_sabotage-1.dist-info/entry_points.txt").read_text().startswith("[sglang.srt.plugins]")
+    own = str(tmp_path / "engine-python") if shared else sys.executable
+    assert {after(words, "--engine-python")[0] for words, _ in launches} == {own}
+
+
+def test_ranks_share_gpus_only_where_there_are_two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    setting = harness.Setting("0.5.23", tmp_path, tmp_path, {}, tmp_path, tmp_path, (0, 1, 2, 3))
+    monkeypatch.setattr(harness, "prepare", lambda models: setting)
+    monkeypatch.setattr(sys, "argv", ["pipeline", str(tmp_path), "--part", "shared"])
+    with pytest.raises(SystemExit, match=r"needs GPUs 0 and 1 and no others, and \(0, 1, 2, 3\) are visible"):
+        pipeline.main()
+
+
+def test_memory_is_looked_at_until_it_is_as_before(monkeypatch: pytest.MonkeyPatch):
+    seen = iter([["0, 4"], ["0, 4"], ["0, 0"]])
+    monkeypatch.setattr(pipeline, "memory_left", lambda: next(seen))
+    assert pipeline.memory_after(["0, 0"]) == ["0, 0"]
+    monkeypatch.setattr(pipeline, "memory_left", lambda: ["0, 4"])
+    assert pipeline.memory_after(["0, 0"], wait_s=0.0) == ["0, 4"]
 
 
 def test_the_forced_cuts_are_the_planner_s_refused_one_and_hold_only_when_the_named_one_caught_them(
