@@ -164,14 +164,13 @@ class Run:
 
 
 def planned(run: Run, *words: str, beside: Sequence[Path] = ()) -> list[str]:
-    """What all launches share; whether this machine suits them is not the subject, so the doctor is left out. `beside`:
-    folders of packages that the engine gets, too."""
+    """What all launches share. `beside`: folders of packages that the engine gets, too."""
     folders = os.pathsep.join(map(str, (run.setting.site, *beside)))
     python, fraction = (str(engine_python(run.setting.work)), "0.25") if run.shared else (sys.executable, "0.5")
     return [
         "--model-path", str(run.setting.models["spoken"]), "--context", "65536", "--mem-fraction", fraction,
         "--graph-max-bs", "16", "--kernel-port", "force", "--engine-python", python, "--engine-env", f"PYTHONPATH={folders}",
-        "--skip-doctor", "--yes", "--deadline", "400", *ENGINE, *WEIGHTS, *words,
+        "--yes", "--deadline", "400", *ENGINE, *WEIGHTS, *words,
     ]  # fmt: skip
 
 
@@ -257,7 +256,7 @@ def cuts(run: Run, silent: tuple[str, ...]) -> None:
     """The engine without a relay: refused, allowed, forced."""
     model, out = run.setting.models["spoken"], run.setting.work / "answers-0.5.13.json"
     own = ("--engine", "sglang-0.5.13.post1")
-    common = planned(run, *own, *silent)
+    common = planned(run, *own, "--skip-doctor", *silent)  # whether the machine suits it is not the subject
     nodes = TwoNodes(run.setting.gpus)
     run.glmplan(
         "cut on a shared layer: size", "size", "--gpus", f"{2 * nodes.tp}x h200", "--nodes", "2", "--model-path", str(model),
