@@ -16,6 +16,7 @@ from glmplan.units import format_bytes
 
 if TYPE_CHECKING:
     from glmplan.fleet.canary import CanaryResult
+    from glmplan.fleet.deadline import Eta
     from glmplan.fleet.deployment import Deployment
     from glmplan.fleet.follow import NodeView, Snapshot
     from glmplan.fleet.launch import Observer
@@ -164,8 +165,15 @@ def _left(deployment: Deployment, node: NodeView) -> str:
     found = node.eta(deployment.gpu_indexes[node.node_rank], time.monotonic())
     share = "" if found.share is None else f", {100 * found.share:.0f} % loaded"
     if found.remaining_s is None:
-        return f"{share}, time left unknown ({found.basis})"
+        doing = f", kernels are compiled by {' and '.join(node.compilers)}" if node.compilers else ""
+        return f"{share}{doing}, time left unknown ({found.basis})"
     return f"{share}, about {minutes(found.remaining_s)} left (by {found.basis})"
+
+
+def _left_in_short(node: NodeView, left: Eta) -> str:
+    if left.remaining_s is None:
+        return "compiling" if node.compilers else "unknown"
+    return minutes(left.remaining_s)
 
 
 def _table(deployment: Deployment, snapshot: Snapshot, deadline_s: float) -> Table:
@@ -194,6 +202,6 @@ def _table(deployment: Deployment, snapshot: Snapshot, deadline_s: float) -> Tab
                 if deployment.rehearsal or rank.memory.weights_bytes is None
                 else format_bytes(rank.memory.weights_bytes),
                 "-" if node.log_age_s is None else minutes(node.log_age_s),
-                "" if place or node.progress.ready else "unknown" if left.remaining_s is None else minutes(left.remaining_s),
+                "" if place or node.progress.ready else _left_in_short(node, left),
             )
     return table

@@ -30,7 +30,8 @@ JOIN_S = 300.0
 GRAPH_S = 2.0
 """One captured batch size with its warm-up runs; vLLM 0.33.0 says 5 to 20 s for all of them, SGLang "several minutes"."""
 COMPILE_S = 900.0
-"""JIT kernels at a first start: about 340 s were reported for vLLM on RTX PRO 6000; slow CPUs get more than twice that."""
+"""JIT kernels at a first start: about 340 s were reported for vLLM on RTX PRO 6000, and SGLang 0.5.23 took 230 s before the
+first graph of TP2 on H200s (docs/proof, launch-pipeline-tp1); slow CPUs get more than twice that."""
 WARMUP_ESTIMATE_S = 15.0
 """The first request: 1 to 13 s on H200s (docs/proof, the launch records)."""
 WARMUP_S = 600.0

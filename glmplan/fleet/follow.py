@@ -37,7 +37,8 @@ FailureKind = Literal["exited", "gone", "rebooted", "stopped", "lost", "stalled"
 
 @dataclass
 class NodeView:
-    """One node as last seen. `gpus` are the plan's; `processes` counts what runs of the deployment."""
+    """One node as last seen. `gpus` are the plan's; `processes` counts what runs of the deployment, `compilers` names
+    those of them that compile."""
 
     host: str
     node_rank: int
@@ -54,6 +55,7 @@ class NodeView:
     gpus: dict[int, GpuMemory] = field(default_factory=dict)
     port_lines: list[PortLine] = field(default_factory=list)
     processes: int = 0
+    compilers: tuple[str, ...] = ()
     events: tuple[dict[str, Any], ...] = ()
     answered_s: float = 0.0
     silent: str | None = None
@@ -166,7 +168,8 @@ def _take(node: NodeView, outcome: Outcome[dict[str, Any]], now_s: float) -> tup
         gpu["index"]: GpuMemory(gpu["index"], gpu.get("used_bytes"), gpu.get("in_use_bytes"), gpu.get("total_bytes"))
         for gpu in found.get("gpus") or ()
     }
-    node.processes, node.events = found.get("processes") or 0, tuple(found.get("events") or ())
+    node.processes, node.compilers = found.get("processes") or 0, tuple(found.get("compilers") or ())
+    node.events = tuple(found.get("events") or ())
     node.pulse.beat(now_s, node.log_offset, {index: gpu.used_bytes or 0 for index, gpu in node.gpus.items()})
     lines = node.progress.feed(found.get("log") or "", now_s)
     if node.state not in ("running", "starting") and node.log_offset >= node.log_size:

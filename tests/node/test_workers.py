@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -44,6 +45,17 @@ def test_a_worker_outlives_its_start_and_is_polled(host: Host) -> None:
     assert found["started_s"] == started["started_s"]
     assert abs(found["time_s"] - time.time()) < 30
     assert [event["event"] for event in found["events"]] == ["started"]
+
+
+def test_what_compiles_for_a_worker_is_named(host: Host, tmp_path: Path) -> None:
+    sleep = shutil.which("sleep")
+    assert sleep is not None
+    for name in ("cicc", "ptxas-blackwell", "nothing"):
+        (tmp_path / name).symlink_to(sleep)
+    host.shell(f"cd {tmp_path}; ./cicc 300 & ./cicc 301 & ./ptxas-blackwell 302 & ./nothing 303 & wait")
+    until(lambda: host.poll()["compilers"] == ["cicc", "ptxas-blackwell"])
+    host.shell("sleep 300", deployment="other")
+    assert until(lambda: (told := host.poll("other"))["processes"] and told)["compilers"] == []
 
 
 def test_the_log_is_read_from_any_offset(host: Host) -> None:
