@@ -8,7 +8,7 @@
 #   cuts       the older engine's pipeline cuts through launch, which needs all GPUs empty (SITE_OLD)
 #   speed      stock against port, one server a GPU, nothing beside it (SITE)
 #   pipeline   layouts through launch, TP2 x PP2 with four GPUs, TP1 x PP2 and TP2 with two, which needs all of them empty (SITE)
-#   shared     TP2 x PP2 through launch on two GPUs, two ranks on each; with four GPUs `pipeline` has it (SITE)
+#   shared     TP2 x PP2 through launch on two GPUs, two ranks on each; with four GPUs `pipeline` does without that (SITE)
 # SITE, SITE_OLD, SITE_VLLM: folders of packages; what needs one that is not set is left out and said. SECONDS_EACH bounds each
 # script (default 400, its preparations counted; 90 s more to stop and write). Each script's results and its output, NAME.log, are
 # in OUT/STEP.tar.gz, made anew twice a minute: one file a step, for places that give few files back. launch needs glmplan's own
@@ -103,7 +103,7 @@ for step in "$@"; do
     cuts) start cuts "${SITE_OLD:-}" "" 10000 pipeline --part cuts --seconds "$each" ;;
     speed) start speed "${SITE:-}" "" 26000 speed --seconds "$each" ;;
     pipeline) start pipeline "${SITE:-}" "" 10000 pipeline --seconds "$each" ;;
-    shared) start shared "${SITE:-}" "" 10000 pipeline --part shared --seconds "$each" ;;
+    shared) start shared "${SITE:-}" 0,1 10000 pipeline --part shared --seconds "$each" ;;
     *) echo "$step is no step: together, apart, tables, cuts, speed, pipeline, shared"; exit 2 ;;
   esac
   finish

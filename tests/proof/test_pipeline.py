@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,8 +37,16 @@ def test_who_is_said_to_have_stopped_a_launch():
     sentence = COMMON["kernel-port-failed"][1]
     refused = NodeEvidence(1, "h2", (LogLine(sentence, None, Phase.JOINING, 0.0),), exit_status=1)
     assert pipeline.caught_by(6, f"glmplan: {diagnose([refused], 'sglang').cause}") == pipeline.PLUGIN
-    wrong = CanaryResult(name="reference", status="fail", expected="the recorded tokens of 8", got="token 9 instead of 7")
+    apart = (
+        "a mean difference of 0.2641 nats after the prompt of 17500 tokens, 0.12 are allowed; 3 prompts exceed their limit"
+    )
+    wrong = CanaryResult(name="reference", status="fail", expected="the recorded tokens, log-probabilities ...", got=apart)
     assert pipeline.caught_by(7, ready_and(AnswersWrong((wrong,), ()).message)) == pipeline.CANARY_WRONG
+    for got in ("token 9 instead of 7", "a log-probability that is no number", "3 of 24 tokens came"):
+        other = wrong.model_copy(update={"got": got})
+        assert pipeline.caught_by(7, ready_and(AnswersWrong((other,), ()).message)) is None, (
+            "it says nothing about the limit"
+        )
     silent = wrong.model_copy(update={"expected": AN_ANSWER, "got": "does not answer"})
     assert pipeline.caught_by(7, ready_and(AnswersWrong((silent,), ()).message)) is None
 
@@ -113,7 +122,8 @@ def test_every_layout_is_compared_with_one_gpu_and_the_last_one_also_with_wrong_
 ):
     monkeypatch.setattr(pipeline.Run, "glmplan", lambda run, name, *words, **wanted: run.steps.append((name, words, wanted)))
     setting = harness.Setting("0.5.23", tmp_path / "site", tmp_path, {"spoken": tmp_path}, tmp_path, tmp_path, gpus)
-    run = pipeline.Run(setting, 0.0, shared=shared)
+    own = str(tmp_path / "engine-python") if shared else sys.executable
+    run = pipeline.Run(setting, 0.0, python=own, shared=shared)
     pipeline.pipeline(run, ())
     steps: list[Any] = list(run.steps)
 
@@ -132,16 +142,56 @@ def test_every_layout_is_compared_with_one_gpu_and_the_last_one_also_with_wrong_
     assert set(folders[:-1]) == {f"PYTHONPATH={tmp_path / 'site'}"}
     assert folders[-1] == f"PYTHONPATH={tmp_path / 'site'}:{tmp_path / 'control'}"
     assert (tmp_path / "control/proof_sabotage-1.dist-info/entry_points.txt").read_text().startswith("[sglang.srt.plugins]")
-    own = str(tmp_path / "engine-python") if shared else sys.executable
     assert {after(words, "--engine-python")[0] for words, _ in launches} == {own}
 
 
-def test_ranks_share_gpus_only_where_there_are_two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    setting = harness.Setting("0.5.23", tmp_path, tmp_path, {}, tmp_path, tmp_path, (0, 1, 2, 3))
+def of_main(gpus: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pipeline.Run:
+    """What the part `shared` would run with these GPUs."""
+    setting = harness.Setting("0.5.23", tmp_path, tmp_path, {}, tmp_path, tmp_path, gpus)
     monkeypatch.setattr(harness, "prepare", lambda models: setting)
+    monkeypatch.setattr(pipeline, "memory_left", lambda: ["0, 0"])
+    runs: list[pipeline.Run] = []
+    monkeypatch.setattr(pipeline, "pipeline", lambda run, silent: runs.append(run))
+    monkeypatch.setattr(pipeline, "write", lambda *_: True)
     monkeypatch.setattr(sys, "argv", ["pipeline", str(tmp_path), "--part", "shared"])
-    with pytest.raises(SystemExit, match=r"needs GPUs 0 and 1 and no others, and \(0, 1, 2, 3\) are visible"):
-        pipeline.main()
+    assert pipeline.main() == 0
+    return runs[0]
+
+
+def test_two_gpus_that_are_shared_are_four_to_every_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    run = of_main((0, 1), monkeypatch, tmp_path)
+    assert run.setting.gpus == (0, 1, 2, 3)
+    assert run.python == str(tmp_path / "engine-python")
+    assert Path(run.python).read_text().endswith(f'exec {sys.executable} "$@"\n')
+    monkeypatch.setenv("PYTHONPATH", "/some/folder")
+    told: dict[str, str] = {}
+
+    def ran(words: list[str], *, env: dict[str, str], **_: Any) -> Any:
+        told.update(env)
+        return SimpleNamespace(returncode=0, stdout="")
+
+    monkeypatch.setattr(pipeline.subprocess, "run", ran)
+    run.glmplan("status", "status")
+    assert told["PYTHONPATH"] == f"{pipeline.SHARED}:/some/folder"
+    pipeline.Run(run.setting, run.deadline).glmplan("status", "status")
+    assert told["PYTHONPATH"] == "/some/folder"
+    with pytest.raises(SystemExit, match=r"needs GPUs 0 and 1; \(2, 3\) are to be used"):
+        of_main((2, 3), monkeypatch, tmp_path)
+
+
+def test_a_record_says_that_gpus_were_shared_and_memory_that_nobody_read_is_not_free(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(harness, "versions", lambda setting: {"sglang": "0.5.23"})
+    setting = harness.Setting("0.5.23", tmp_path, tmp_path, {}, tmp_path, tmp_path, (0, 1, 2, 3))
+    run = pipeline.Run(setting, 0.0, shared=True, steps=[pipeline.Step("stop", ["stop"], (0,), code=0)])
+    free = ["0, 0", "1, 0", ""]
+    assert pipeline.write(tmp_path, "launch-shared", run, free, free)
+    assert (
+        json.loads((tmp_path / "launch-shared.json").read_text())["setting"]["told_gpus"] == "0, 1, and again 1, 0 as 2, 3"
+    )
+    assert not pipeline.write(tmp_path, "launch-shared", run, [""], [""])
+    assert not pipeline.write(tmp_path, "launch-shared", run, free, ["0, 4", "1, 0", ""])
 
 
 def test_memory_is_looked_at_until_it_is_as_before(monkeypatch: pytest.MonkeyPatch):

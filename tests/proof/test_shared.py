@@ -69,12 +69,16 @@ def test_two_gpus_are_told_as_four_with_the_second_pair_in_the_other_order(libra
             key: value for key, value in real.items() if key not in own
         }
         assert [one["pid"] for one in gpu["processes"]] == [users["0,1" if index < 2 else "1,0"].pid]
-    assert [peer for peer in told["peers"] if (peer["gpu_index"], peer["peer_index"]) == (0, 1)] == true["peers"]
+    (link,) = true["peers"]
+    peers = {(peer.pop("gpu_index"), peer.pop("peer_index")): peer for peer in told["peers"]}
+    between = {key: value for key, value in link.items() if key not in ("gpu_index", "peer_index")}
+    assert peers[0, 1] == peers[2, 3] == peers[0, 2] == peers[1, 3] == between, "two GPUs, in either order"
 
 
-def test_a_machine_of_another_count_is_not_told(library: Path):
+def test_of_more_gpus_two_are_told_and_one_is_not_enough(library: Path):
+    assert read(library, RECORDED / "eight-4090-48g.json", pipeline.SHARED)["count"] == 4
     with pytest.raises(subprocess.CalledProcessError) as failed:
-        read(library, RECORDED / "eight-4090-48g.json", pipeline.SHARED)
+        read(library, RECORDED / "gb10.json", pipeline.SHARED)
     assert "NVML failed" in failed.value.stderr
 
 
@@ -93,8 +97,8 @@ def test_the_engine_gets_the_gpu_that_was_meant(told: str, real: str, tmp_path: 
     assert said.stdout.split(maxsplit=2) == [real, sys.executable, "a b\n"]
 
 
-def test_ranks_that_talk_are_on_different_gpus():
-    """Of the engine's groups: tensor-parallel ranks are a node's, pipeline ranks have the same place on both nodes."""
+def test_no_group_has_two_ranks_on_one_gpu():
+    """Tensor-parallel ranks are a node's, pipeline ranks have the same place on both nodes."""
     spec = importlib.util.spec_from_file_location("told", pipeline.SHARED / "pynvml.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,8 +1,10 @@
-"""pynvml for a machine of two GPUs that is told to have four, so that two ranks of one deployment run on each of them.
+"""pynvml for a machine that is told to have four GPUs where it has two, so that two ranks of a deployment run on each.
 
-GPUs 0 and 1 are told as they are, and again as 3 and 2: a second node with 2 and 3 has them in the other order, and ranks
-that talk to each other are on different GPUs. What NVML says of a GPU is said of both; only the processes are told apart, by
-their CUDA_VISIBLE_DEVICES, and the second UUID has a suffix. Everything else is the real module's.
+GPUs 0 and 1 are told as they are, and again as 3 and 2: a second node with 2 and 3 has them in the other order. Further GPUs
+are not told. What NVML says of a GPU is said of both; what it says of two is asked of the two real ones, also where they are
+one. Processes are told apart by the CUDA_VISIBLE_DEVICES that they were started with: that needs pids of this /proc, and
+processes that do not write their title over their environment (SPT_NOENV, which glmplan sets). The second UUID has a suffix.
+Everything else is the real module's.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 WHOLE = (0, 1, 1, 0)
-SECOND = "1,0"
+SECOND = ",".join(map(str, WHOLE[2:]))
 """The CUDA_VISIBLE_DEVICES of a worker on the told GPUs 2 and 3."""
 
 
@@ -41,7 +43,7 @@ class Told:
     """A handle of a told GPU."""
 
     def __init__(self, index: int) -> None:
-        self.second = index >= len(WHOLE) // 2
+        self.second = index >= 2
         self.handle = real.nvmlDeviceGetHandleByIndex(WHOLE[index])
 
 
@@ -50,7 +52,7 @@ real = _real()
 
 def nvmlDeviceGetCount() -> int:
     found: int = real.nvmlDeviceGetCount()
-    if found != 2:
+    if found < 2:
         raise real.NVMLError(real.NVML_ERROR_NOT_SUPPORTED)
     return len(WHOLE)
 
