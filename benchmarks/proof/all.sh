@@ -10,9 +10,10 @@
 #   pipeline   layouts through launch, TP2 x PP2 with four GPUs, TP1 x PP2 and TP2 with two, which needs all of them empty (SITE)
 #   shared     TP2 x PP2 through launch on two GPUs, two ranks on each; with four GPUs `pipeline` does without that (SITE)
 # SITE, SITE_OLD, SITE_VLLM: folders of packages; what needs one that is not set is left out and said. SECONDS_EACH bounds each
-# script (default 400, its preparations counted; 90 s more to stop and write). Each script's results and its output, NAME.log, are
-# in OUT/STEP.tar.gz, made anew twice a minute: one file a step, for places that give few files back. launch needs glmplan's own
-# dependencies in this Python. Nothing is left running; the exit code is 1 when a proof does not hold.
+# script (default 400, its preparations counted; 90 s more to stop and write; pipeline on two GPUs was not done after 470 s where
+# no kernel was compiled yet: give it 600). Each script's results and its output, NAME.log, are in OUT/STEP.tar.gz, made anew
+# twice a minute: one file a step, for places that give few files back. launch needs glmplan's own dependencies in this Python.
+# Nothing is left running; the exit code is 1 when a proof does not hold.
 set -uo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd); shift
 cd "$(dirname "$0")/../.."

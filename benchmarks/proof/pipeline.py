@@ -14,10 +14,9 @@ tensor-parallel groups are ranks 0 and 1, 2 and 3, pipeline groups 0 and 2, 1 an
 CPU (SGLang 0.5.23 srt/distributed/parallel_state.py:2148, :2671, :2956). The ranks, their shapes, kernels, groups and what
 they send are those of four GPUs; speed and memory are not.
 
-For an engine that does not relay top-k between stages, a
-cut on a layer without an indexer is refused by the planner; forced past it by an environment variable, it must not end in a
-healthy launch. Every launch that has to fail says who is to notice (`caught_by` tells it from what launch printed), and it
-holds only when that one did.
+For an engine that does not relay top-k between stages, a cut on a layer without an indexer is refused by the planner; forced
+past it by an environment variable, it must not end in a healthy launch. Every launch that has to fail says who is to notice
+(`caught_by` tells it from what launch printed), and it holds only when that one did.
 
 SGLang 0.5.13.post1 (below srt/) begins each stage without top-k (models/deepseek_v2.py:2437), gives none to a layer without
 an indexer (models/deepseek_common/attention_forward_methods/forward_mla.py:277-295), and its sparse attention cannot do
@@ -70,11 +69,11 @@ UNTRIED = (
     "--kernel-port", "off", "--engine-arg=--disable-cuda-graph", "--engine-arg=--skip-server-warmup",
     *(word for setting in AS_STOCK for word in ("--engine-env", setting)),
 )  # fmt: skip
+RECOMPUTED = ("--engine-arg=--json-model-override-args", "--engine-arg", '{"index_topk_pattern": "FFFFSSF"}')
+"""The checkpoint's own pattern is FFFSSSF: layers 3 to 5 share the top-k of layer 2."""
 CONTROL = ("--engine-env", "PROOF_SABOTAGE=1")
 SHARED = Path(__file__).parent / "shared"
 SHARED_GPUS = (0, 1, 2, 3)
-RECOMPUTED = ("--engine-arg=--json-model-override-args", "--engine-arg", '{"index_topk_pattern": "FFFFSSF"}')
-"""The checkpoint's own pattern is FFFSSSF: layers 3 to 5 share the top-k of layer 2."""
 
 LEAST_STOP_S = 60.0
 """Left to a stop in any case: 25 s for a start that still holds the host, and up to 26 s for processes and memory."""
@@ -367,7 +366,6 @@ def main() -> int:
     silent = SILENT if asked.skip_tokenizer else ()
     before = memory_left()
     (cuts if asked.part == "cuts" else pipeline)(run, silent)
-    time.sleep(1.0)
     return 0 if write(asked.out, f"launch-{asked.part}", run, before, memory_after(before)) else 1
 
 
