@@ -17,14 +17,6 @@ from tests.facts.files import write_safetensors
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="session")
-def nvml_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the built library."""
-    folder = tmp_path_factory.mktemp("nvml")
-    fake_nvml_build.build(folder)
-    return folder
-
-
 def run(folder: Path, facts: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """One glmplan process that sees these facts."""
     environment = fake_nvml_build.environment(folder, facts)

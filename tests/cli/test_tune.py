@@ -25,13 +25,6 @@ TWO = ("--shapes", "2624,6144", "--shapes", "512,1024", "--rows", "1,64")
 FIRST, SECOND = file_name(2624, 6144, "NVIDIA H200"), file_name(512, 1024, "NVIDIA H200")
 
 
-@pytest.fixture(scope="module")
-def nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("nvml")
-    fake_nvml_build.build(folder)
-    return folder
-
-
 class Home:
     """A user's machine with an engine and two GPUs."""
 
@@ -95,8 +88,8 @@ def _state(pid: int) -> str:
 
 
 @pytest.fixture
-def home(tmp_path: Path, nvml: Path) -> Iterator[Home]:
-    own = Home(tmp_path, fake_nvml_build.environment(nvml, "two-h200"))
+def home(tmp_path: Path, nvml_folder: Path) -> Iterator[Home]:
+    own = Home(tmp_path, fake_nvml_build.environment(nvml_folder, "two-h200"))
     yield own
     for pid in own.pids():
         os.kill(pid, signal.SIGKILL)
@@ -314,8 +307,8 @@ def test_a_named_python_is_used(home: Home):
     assert json.loads(ran.out)["python"] == str(other)
 
 
-def test_no_gpu_is_a_sentence(tmp_path: Path, nvml: Path):
-    own = Home(tmp_path, fake_nvml_build.environment(nvml, "no-gpus"))
+def test_no_gpu_is_a_sentence(tmp_path: Path, nvml_folder: Path):
+    own = Home(tmp_path, fake_nvml_build.environment(nvml_folder, "no-gpus"))
     own.engine()
     ran = own.run(*TWO)
     assert ran.code == 4

@@ -34,12 +34,10 @@ CONFIG = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 128, "GROUP_SI
 
 
 @pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+def hosts(tmp_path_factory: pytest.TempPathFactory, nvml_folder: Path) -> Iterator[Network]:
     if reason := why_not():
         pytest.skip(reason)
-    library = tmp_path_factory.mktemp("nvml")
-    fake_nvml_build.build(library)
-    whole = fake_nvml_build.environment(library, "two-h200")
+    whole = fake_nvml_build.environment(nvml_folder, "two-h200")
     wanted = {name: whole[name] for name in ("LD_LIBRARY_PATH", "FAKE_NVML_FACTS", "FAKE_NVML_CALLS")}
     wanted["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
     with network("h1", folder=tmp_path_factory.mktemp("net"), environment={"h1": wanted}) as found:

@@ -27,13 +27,6 @@ RECORDED = Path(__file__).parents[1] / "recorded" / "hosts"
 QUICK_S = 1.5
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("nvml")
-    fake_nvml_build.build(folder)
-    return folder
-
-
 def ask(
     env: dict[str, str], monkeypatch: pytest.MonkeyPatch, python: str = sys.executable, **request: Any
 ) -> dict[str, Any]:
@@ -47,10 +40,10 @@ def host(answer: dict[str, Any]) -> Host:
     return to_host(answer, "a", ())
 
 
-def test_a_host_tells_everything_it_is_asked_for(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_tells_everything_it_is_asked_for(nvml_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_safetensors(tmp_path / "model.safetensors", {"a": 40 * 1024**2})
     (tmp_path / "config.json").write_text("{}")
-    env = fake_nvml_build.environment(library, "eight-4090-48g")
+    env = fake_nvml_build.environment(nvml_folder, "eight-4090-48g")
     answer = ask(env, monkeypatch, model_path=str(tmp_path), disk_read=True, disk_seconds=10.0, gpu_indexes=[0, 1, 2])
     found = host(answer)
     assert [gpu.index for gpu in found.gpus] == [0, 1, 2]
@@ -66,9 +59,9 @@ def test_a_host_tells_everything_it_is_asked_for(library: Path, tmp_path: Path, 
     assert system.disks[0].read_sample_bytes == 32 * 1024**2
 
 
-def test_quick_facts_are_quick(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_facts_are_quick(nvml_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once is enough: a busy machine makes any try slow, and what is slow by itself is slow in all."""
-    env = fake_nvml_build.environment(library, "eight-4090-48g")
+    env = fake_nvml_build.environment(nvml_folder, "eight-4090-48g")
 
     def took_s() -> float:
         begin = time.monotonic()
@@ -87,15 +80,15 @@ def test_without_a_driver_the_rest_is_told(tmp_path: Path, monkeypatch: pytest.M
     assert found.system.nics
 
 
-def test_a_lost_gpu_is_a_problem_beside_the_others(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = host(ask(fake_nvml_build.environment(library, "lost-gpu"), monkeypatch))
+def test_a_lost_gpu_is_a_problem_beside_the_others(nvml_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = host(ask(fake_nvml_build.environment(nvml_folder, "lost-gpu"), monkeypatch))
     assert found.gpu_problem is not None
     assert found.gpu_problem.kind == "gpu-lost"
     assert len(found.gpus) >= 2
 
 
-def test_a_gpu_of_another_machine_is_a_problem(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = host(ask(fake_nvml_build.environment(library, "mixed"), monkeypatch, gpu_indexes=[7]))
+def test_a_gpu_of_another_machine_is_a_problem(nvml_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = host(ask(fake_nvml_build.environment(nvml_folder, "mixed"), monkeypatch, gpu_indexes=[7]))
     assert found.gpu_problem is not None
     assert found.gpu_problem.kind == "no-such-gpu"
 
@@ -110,10 +103,10 @@ def pythons() -> list[str]:
 
 
 @pytest.mark.parametrize("python", pythons())
-def test_other_pythons_give_the_same_answer(python: str, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_pythons_give_the_same_answer(python: str, nvml_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not os.access(python, os.X_OK):
         pytest.skip("there is one Python only")
-    env = fake_nvml_build.environment(library, "two-h200")
+    env = fake_nvml_build.environment(nvml_folder, "two-h200")
     mine, other = ask(env, monkeypatch), ask(env, monkeypatch, python)
     assert set(other) >= {"hostname", "gpus", "gpu_problem", "system"}
     assert set(mine["system"]) == set(other["system"])

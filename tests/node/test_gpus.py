@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pynvml
-import pytest
 
-from tests import fake_nvml_build
 from tests.fake_nvml_build import environment
 
 ROOT = Path(__file__).parents[2]
@@ -29,13 +27,6 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("nvml")
-    fake_nvml_build.build(folder)
-    return folder
-
-
 def read(env: dict[str, str], indexes: list[int] | None = None, folders: tuple[str, ...] = ()) -> dict[str, Any]:
     command = [sys.executable, "-W", "error", "-c", READ, json.dumps([indexes, folders])]
     ran = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
@@ -44,23 +35,23 @@ def read(env: dict[str, str], indexes: list[int] | None = None, folders: tuple[s
     return found
 
 
-def test_a_node_of_its_own_sees_only_its_gpus(library: Path) -> None:
-    found = read(environment(library, "eight-4090-48g"), [4, 5])
+def test_a_node_of_its_own_sees_only_its_gpus(nvml_folder: Path) -> None:
+    found = read(environment(nvml_folder, "eight-4090-48g"), [4, 5])
     assert [gpu["index"] for gpu in found["gpus"]] == [4, 5]
 
 
-def test_gpus_of_another_node_may_be_lost(library: Path) -> None:
-    env = environment(library, "lost-gpu")
+def test_gpus_of_another_node_may_be_lost(nvml_folder: Path) -> None:
+    env = environment(nvml_folder, "lost-gpu")
     assert [gpu["index"] for gpu in read(env, [0, 1])["gpus"]] == [0, 1]
     assert read(env)["kind"] == "gpu-lost"
 
 
-def test_a_gpu_that_is_not_there_is_named(library: Path) -> None:
-    found = read(environment(library, "mixed"), [0, 2])
+def test_a_gpu_that_is_not_there_is_named(nvml_folder: Path) -> None:
+    found = read(environment(nvml_folder, "mixed"), [0, 2])
     assert found == {"kind": "no-such-gpu", "message": "There is no GPU 2 on this machine; it has GPUs 0 to 1."}
 
 
-def test_pynvml_is_taken_from_an_engines_environment(library: Path, tmp_path: Path) -> None:
+def test_pynvml_is_taken_from_an_engines_environment(nvml_folder: Path, tmp_path: Path) -> None:
     """This Python's own pynvml cannot be imported and there is no nvidia-smi: only the engine's file is left."""
     (tmp_path / "hidden").mkdir()
     (tmp_path / "hidden" / "pynvml.py").write_text("raise ImportError\n")
@@ -69,6 +60,6 @@ def test_pynvml_is_taken_from_an_engines_environment(library: Path, tmp_path: Pa
         folder.mkdir()
     (broken / "pynvml.py").write_text("raise RuntimeError('for another Python')\n")
     (engine / "pynvml.py").write_text(Path(pynvml.__file__).read_text())
-    env = {**environment(library, "mixed"), "PYTHONPATH": str(tmp_path / "hidden"), "PATH": str(tmp_path)}
+    env = {**environment(nvml_folder, "mixed"), "PYTHONPATH": str(tmp_path / "hidden"), "PATH": str(tmp_path)}
     found = read(env, None, (str(tmp_path), str(broken), str(engine)))
     assert [gpu["name"] for gpu in found["gpus"]] == ["NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 5090"]

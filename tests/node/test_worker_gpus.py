@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from glmplan.transport.node import NodeFailedError
-from tests.fake_nvml_build import build, environment
+from tests.fake_nvml_build import environment
 from tests.node.host import Host, until
 
 TOTAL, RESERVED = 51_527_024_640, 629_145_600
@@ -42,14 +42,9 @@ class GpuHost(Host):
         self.transport._environment |= environment(self._libraries, path)
 
 
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("nvml")).parent
-
-
 @pytest.fixture
-def host(tmp_path: Path, libraries: Path) -> Iterator[GpuHost]:
-    made = GpuHost(tmp_path, libraries)
+def host(tmp_path: Path, nvml_folder: Path) -> Iterator[GpuHost]:
+    made = GpuHost(tmp_path, nvml_folder)
     yield made
     made.end()
 

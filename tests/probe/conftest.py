@@ -1,4 +1,4 @@
-"""The stand-in NVML, built once for the tests of this folder."""
+"""The stand-in NVML as the tests of this folder use it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_nvml_build import build, environment
+from tests.fake_nvml_build import LIBRARY, environment
 
 Environment = Callable[[str | Path], dict[str, str]]
 
 
 @pytest.fixture(scope="session")
-def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nvml_library(nvml_folder: Path) -> Path:
     """The built library."""
-    return build(tmp_path_factory.mktemp("fake-nvml"))
+    return nvml_folder / LIBRARY
 
 
 @pytest.fixture(scope="session")
-def fake_nvml(nvml_library: Path) -> Environment:
+def fake_nvml(nvml_folder: Path) -> Environment:
     """A function: name of a recorded facts file -> environment of a subprocess that sees those GPUs."""
-    return lambda facts: environment(nvml_library.parent, facts)
+    return lambda facts: environment(nvml_folder, facts)
