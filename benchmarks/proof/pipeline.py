@@ -231,25 +231,25 @@ class TwoNodes:
         return ("--pin", f"tp={self.tp},pp=2,nodes=2" + (f",stages={stages}" if stages else ""))
 
 
-def recorded(run: Run, name: str, out: Path, nodes: TwoNodes, common: Sequence[str], said: str) -> None:
-    """One GPU's answers, in `out`."""
-    run.glmplan(f"{said}: launch", "launch", *nodes.one, "--name", name, "--no-canary", *common)
-    run.glmplan(f"{said}: record", "verify", "--url", "http://127.0.0.1:30000", "--record", str(out), "--force", *LOOSE)
+def one_gpu(run: Run, said: str, name: str, file: str, common: Sequence[str]) -> tuple[str, ...]:
+    """Record one GPU's answers; the words by which they judge another launch."""
+    out, hosts = str(run.setting.work / file), TwoNodes(run.setting.gpus).one
+    run.glmplan(f"{said}: launch", "launch", *hosts, "--name", name, "--no-canary", *common)
+    run.glmplan(f"{said}: record", "verify", "--url", "http://127.0.0.1:30000", "--record", out, "--force", *LOOSE)
     run.glmplan(f"{said}: stop", "stop", name)
+    return ("--canary-reference", out, "--canaries", "reference")
 
 
 def pipeline(run: Run, silent: tuple[str, ...]) -> None:
     """One GPU as the reference, then each layout against it, then the control."""
-    nodes, out = TwoNodes(run.setting.gpus), run.setting.work / "answers.json"
-    common = planned(run, *silent)
-    judged = ("--canary-reference", str(out), "--canaries", "reference")
-    recorded(run, "one", out, nodes, common, "one GPU")
-    for said, layout in nodes.layouts:
+    layouts, common = TwoNodes(run.setting.gpus).layouts, planned(run, *silent)
+    judged = one_gpu(run, "one GPU", "one", "answers.json", common)
+    for said, layout in layouts:
         name = said.replace(" ", "-")
         run.glmplan(f"{said}: launch", "launch", *layout, "--name", name, *judged, *common)
         run.glmplan(f"{said}: status", "status", name)
         run.glmplan(f"{said}: stop", "stop", name, "--forget")
-    said, layout = nodes.layouts[-1]
+    said, layout = layouts[-1]
     control = planned(run, *silent, *CONTROL, beside=[harness.control_beside(run.setting.work / "control")])
     words = ("launch", *layout, "--name", "control", *judged, *control)
     run.glmplan(f"{said}, control: launch", *words, wanted=(7,), catcher=CANARY_WRONG)
@@ -258,16 +258,14 @@ def pipeline(run: Run, silent: tuple[str, ...]) -> None:
 
 def cuts(run: Run, silent: tuple[str, ...]) -> None:
     """The engine without a relay: refused, allowed, forced."""
-    model, out = run.setting.models["spoken"], run.setting.work / "answers-0.5.13.json"
     own = ("--engine", "sglang-0.5.13.post1")
     common = planned(run, *own, "--skip-doctor", *silent)  # whether the machine suits it is not the subject
     nodes = TwoNodes(run.setting.gpus)
     run.glmplan(
-        "cut on a shared layer: size", "size", "--gpus", f"{2 * nodes.tp}x h200", "--nodes", "2", "--model-path", str(model),
-        *nodes.pin("3/4"), *own, "--kernel-port", "force", wanted=(2,), catcher=PLANNER,
+        "cut on a shared layer: size", "size", "--gpus", f"{2 * nodes.tp}x h200", "--nodes", "2", "--model-path",
+        str(run.setting.models["spoken"]), *nodes.pin("3/4"), *own, "--kernel-port", "force", wanted=(2,), catcher=PLANNER,
     )  # fmt: skip
-    recorded(run, "old", out, nodes, common, "0.5.13, one GPU")
-    judged = ("--canary-reference", str(out), "--canaries", "reference", *nodes.pin("2/5"))
+    judged = (*one_gpu(run, "0.5.13, one GPU", "old", "answers-0.5.13.json", common), *nodes.pin("2/5"))
     run.glmplan("0.5.13, legal cut: launch", "launch", *nodes.hosts, "--name", "legal", *judged, *common)
     run.glmplan("0.5.13, legal cut: stop", "stop", "legal")
     attempts = (

@@ -20,9 +20,10 @@ MARK = "GLMPLAN_STATE"
 
 @dataclass(frozen=True)
 class Process:
-    """One line of /proc/PID/stat."""
+    """One line of /proc/PID/stat. `name`: of the program, its first 15 bytes."""
 
     pid: int
+    name: str
     parent: int
     group: int
     session: int
@@ -44,10 +45,12 @@ def read_process(pid: int) -> Process | None:
         text = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    fields = text[text.rindex(b")") + 2 :].split()
+    end = text.rindex(b")")
+    fields = text[end + 2 :].split()
     threads = int(fields[17])
     ended = fields[0] in (b"Z", b"X", b"x") and threads <= 1
-    return Process(pid, int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]), ended)
+    name = text[text.index(b"(") + 1 : end].decode(errors="replace")
+    return Process(pid, name, int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]), ended)
 
 
 def all_processes() -> list[Process]:

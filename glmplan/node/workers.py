@@ -15,7 +15,7 @@ from typing import Any
 from . import launcher, state, worker_gpus
 from .errors import NodeError
 from .processes import Process, all_processes, boot_id, is_alive, kill, of_deployment, send
-from .procfs import process, read_text
+from .procfs import process
 from .worker_log import read_log
 
 LOCK_S = 45.0
@@ -169,15 +169,10 @@ def poll(request: dict[str, Any]) -> dict[str, Any]:
         "owner": told.get("owner"), "node_rank": told.get("node_rank"),
         **read_log(place, int(request.get("log_offset", 0)), int(request.get("max_bytes", 1 << 18))),
         "gpus": worker_gpus.readings(told, {p.pid for p in processes}) if request.get("gpus", True) else [],
-        "processes": len(processes), "compilers": _compilers(processes),
+        "processes": len(processes), "compilers": sorted({p.name for p in processes} & COMPILERS),
         "supervised": is_alive(worker.get("supervisor", {})),
         "events": state.read_events(place), "time_s": time.time(),
     }  # fmt: skip
-
-
-def _compilers(processes: list[Process]) -> list[str]:
-    """The compilers among them, each once."""
-    return sorted({read_text(f"/proc/{p.pid}/comm") or "" for p in processes} & COMPILERS)
 
 
 def stop(request: dict[str, Any]) -> dict[str, Any]:
