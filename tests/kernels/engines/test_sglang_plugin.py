@@ -274,6 +274,7 @@ SEVEN = {**CONFIG, "num_hidden_layers": 7, "index_topk_freq": 4, "index_skip_top
 """Layers 3, 4 and 5 share the top-k of layer 2."""
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="the engine needs torch")
 @pytest.mark.parametrize(
     ("config", "stage", "cut", "next_step"),
     [

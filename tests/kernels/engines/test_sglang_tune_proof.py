@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.proof import harness, make_checkpoint, tune
+from benchmarks.proof import harness, tune
 from benchmarks.proof.harness import Outcome
 from glmplan.kernels.engines.sglang_expert_tables import file_name
 from glmplan.kernels.engines.sglang_tune_experts import parse_experts
@@ -69,6 +69,9 @@ def test_it_holds_when_all_are_made_and_those_of_the_small_experts_are_loaded(
 
 def test_the_experts_are_the_small_checkpoint_s_and_glm_s():
     small, glm = map(parse_experts, tune.EXPERTS)
+    pytest.importorskip("torch")
+    from benchmarks.proof import make_checkpoint
+
     sizes = make_checkpoint.SMALL
     assert small[1:5] == tuple(
         sizes[name] for name in ("n_routed_experts", "moe_intermediate_size", "hidden_size", "num_experts_per_tok")
